@@ -1,0 +1,91 @@
+"""What a study runs (:class:`Trial`), how it ends (:class:`Outcome`), and who is told (:class:`Observer`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ammpl.config import Scalar, TrialConfig
+
+
+class State(StrEnum):
+    """How a trial ended; the same word in Optuna, MLflow and Parquet."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAILED = "FAILED"  # the configuration's fault: its reason says why
+    LOST = "LOST"  # nobody's fault: its process or node died, or the study was interrupted
+
+
+Phase = Literal["search", "confirm", "test"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One execution of one configuration.
+
+    Attributes:
+        key: unique within the study and telling: ``search-0007``, ``confirm-0007-r2``, ``test-coop-r3``.
+        phase: ``search`` (sampled, may be pruned), ``confirm`` (fresh repeats of the best and of the baselines),
+            ``test`` (the sealed split, from saved learnables).
+        candidate: which configuration: the search trial's number as text (``"7"``) or a baseline's name (``"coop"``).
+        number: the Optuna trial's number in the search phase, else None.
+        repeat: which listed repeat; its number is the data seed.
+        config: everything that decides the numbers.
+        params: the searched parameters by dotted name; empty for baselines.
+        learnables: the safetensors file that a test trial loads, None where there is nothing to load.
+    """
+
+    key: str
+    phase: Phase
+    candidate: str
+    number: int | None
+    repeat: int
+    config: TrialConfig
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    learnables: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: see :class:`State`.
+        value: the objective at the last evaluation; None when there was none.
+        step: optimiser steps at the last evaluation; None when there was none.
+        metrics: the last evaluation's metrics.
+        seconds: wall time of the trial in its worker.
+        reason: why it was FAILED or LOST, else None.
+    """
+
+    state: State
+    value: float | None
+    step: int | None
+    metrics: Mapping[str, float]
+    seconds: float
+    reason: str | None = None
+
+
+Execute = Callable[[Trial, Path], Iterator[tuple[int, dict[str, float]]]]
+"""What a worker does with a trial and its own folder: yields (step, metrics) at each evaluation, writes its files to
+the folder at the end. Closed early when pruned. An exception means FAILED, with its text as the reason."""
+
+
+class Observer(Protocol):
+    """Is told what happens in a study, in order, on the driver. Must return quickly and must not raise."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """The trial has been handed to a worker."""
+
+    def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
+        """One evaluation came in; every step comes once, in order."""
+
+    def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
+        """The trial ended; nothing more comes of it."""
+
+    def close(self) -> None:
+        """Nothing more comes at all; block until everything told is where it belongs."""
