@@ -78,9 +78,7 @@ class TextConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.init == "random") != (self.length is not None):
-            raise ValueError(
-                "'length' goes with 'init: random' and only with it (a phrase decides its own length)"
-            )
+            raise ValueError("'length' goes with 'init: random' and only with it (a phrase decides its own length)")
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError("'template' must hold '{}' exactly once")
         return self
@@ -273,8 +271,7 @@ class TrialConfig(_Config):
                 "use 'shared'"
             )
         learns_image = self.model.mask.kind in ("learned", "binary") or (
-            self.model.mask.kind == "random"
-            and self.model.padding.content in ("learned+text", "learned", "text")
+            self.model.mask.kind == "random" and self.model.padding.content in ("learned+text", "learned", "text")
         )
         if self.model.text.context == "fixed" and not learns_image and self.training.steps != 0:
             raise ValueError("nothing is learned here (text fixed, no mask): set training.steps to 0")

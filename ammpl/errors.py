@@ -93,11 +93,7 @@ def from_validation_error(error: ValidationError, where: str, known: Iterable[st
     fix = None
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = str(first.get("ctx", {}).get("expected", ""))
-        fix = did_you_mean(
-            first["input"], [part.strip("'\" ") for part in choices.replace(" or ", ", ").split(",")]
-        )
-    if isinstance(
-        first["input"], dict | BaseModel
-    ):  # a rule over several fields: its text already names the values
+        fix = did_you_mean(first["input"], [part.strip("'\" ") for part in choices.replace(" or ", ", ").split(",")])
+    if isinstance(first["input"], dict | BaseModel):  # a rule over several fields: its text already names the values
         return UserError(field, rule)
     return UserError(field, rule, got=first["input"], fix=fix)
