@@ -1,0 +1,1 @@
+"""Pretraining of the embedded backbone on rendered glyphs; needed to remake it, never to use it."""
