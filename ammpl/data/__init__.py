@@ -1,0 +1,1 @@
+"""Data sets, their splits, and the few-shot tasks cut from them."""

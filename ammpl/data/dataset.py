@@ -1,0 +1,95 @@
+"""What a data set is: three lists of labelled images, names, and a sentence for zero-shot CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ammpl.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that it can key a cache
+class Split:
+    """Labelled images in memory.
+
+    Attributes:
+        images: uint8 (n, 3, H, W), as decoded.
+        labels: int64 (n,), indices into ``class_names``.
+        class_names: as prompts write them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, indices: list[int]) -> Split:
+        """Return the images at these positions, in this order."""
+        return Split(self.images[indices], self.labels[indices], self.class_names)
+
+    def of_classes(self, labels: list[int]) -> Split:
+        """Return the images of these classes alone, renumbered 0, 1, ... in the order given."""
+        renumbered = torch.full((len(self.class_names),), -1)
+        renumbered[labels] = torch.arange(len(labels))
+        new = renumbered[self.labels]
+        chosen = new >= 0
+        return Split(self.images[chosen], new[chosen], tuple(self.class_names[label] for label in labels))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its three fixed lists.
+
+    Attributes:
+        name: as configurations write it.
+        train: few-shot samples are drawn from it.
+        validation: validation samples are drawn from it.
+        open_test: returns the sealed test list. A function, so that nothing reads it by accident: only the test
+            phase of a study calls it.
+        template: the zero-shot sentence, ``{}`` for the name.
+        source: where the data come from and under which licence, for records.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    open_test: Callable[[], Split] = field(repr=False)
+    template: str
+    source: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the labels."""
+        return self.train.class_names
+
+    @property
+    def mean_pixel(self) -> tuple[float, float, float]:
+        """The mean colour of the training list, three values in [0, 1]."""
+        r, g, b = self.train.images.double().div(255).mean((0, 2, 3)).tolist()
+        return r, g, b
+
+
+def registered() -> dict[str, Callable[[], Dataset]]:
+    """Return the known data sets: name -> how to open it."""
+    from ammpl.data import digits
+
+    return {"digits": digits.open_digits}
+
+
+@lru_cache(maxsize=4)
+def open_dataset(name: str) -> Dataset:
+    """Open a data set by name, once a process.
+
+    Raises:
+        UserError: unknown name.
+    """
+    known = registered()
+    if name not in known:
+        raise UserError("data.name", "unknown data set", got=name, fix=did_you_mean(name, known))
+    return known[name]()

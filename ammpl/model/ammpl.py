@@ -1,0 +1,193 @@
+"""AMMPL: how text prompt, image prompt and interaction compose; images in, scores out.
+
+The order of the computation (choice 1 of docs/method.md):
+
+    Z0_c = text tower(context, name c)                       text alone
+    X_bc = image tower(mask_c, padding_c + N2(Z0_c))         the image as class c's mask shows it
+    Z_bc = text tower(context + N1(X_bc), name c)            text, informed by the image
+    s_bc = exp(logit scale) * cos(X_bc, Z_bc)                class c is compared with its own image only
+
+Zero-shot CLIP, CoOp and CoCoOp are this model with parts left out (:data:`ammpl.config.METHODS`).
+
+Shapes: B images, C classes, G 1 or C, N patches, T text width, V vision width, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ammpl.config import ModelConfig, SeedConfig
+from ammpl.errors import UserError
+from ammpl.model.backbone import Backbone
+from ammpl.model.image_prompt import ImagePrompt, seeded_generator
+from ammpl.model.interaction import LightNetwork
+from ammpl.model.text_prompt import Classes, TextPrompt
+
+
+def check_model(config: ModelConfig, backbone: Backbone) -> None:
+    """Refuse what a configuration alone cannot know to be impossible on this backbone.
+
+    Raises:
+        UserError: padding deeper than the image tower.
+    """
+    if config.mask.kind != "none" and config.padding.depth > backbone.vision_layers:
+        raise UserError(
+            "model.padding.depth",
+            f"{backbone.name} has {backbone.vision_layers} blocks to pad before",
+            got=config.padding.depth,
+            fix=f"at most {backbone.vision_layers}",
+        )
+
+
+class AMMPL(nn.Module):
+    """Prompts around a frozen CLIP; its parameters are the learnables and nothing else.
+
+    Args:
+        config: which prompts exist.
+        backbone: the frozen towers.
+        class_names: the classes to train on.
+        seeds: ``init`` draws the start, ``noise`` everything random afterwards.
+        template: the data set's zero-shot sentence, for a fixed context.
+        mean_pixel: the data set's mean colour in [0, 1], for ``padding.content: mean``.
+
+    Raises:
+        UserError: see :func:`check_model` and :class:`~ammpl.model.text_prompt.TextPrompt`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        seeds: SeedConfig,
+        template: str = "a photo of a {}.",
+        mean_pixel: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ):
+        super().__init__()
+        check_model(config, backbone)
+        self.config = config
+        self.backbone = backbone
+        self.seeds = seeds
+
+        # Each part draws from a generator of its own: adding one never moves another's start.
+        def start(part: str) -> torch.Generator:
+            return seeded_generator(seeds.init, part)
+
+        self.text_prompt = TextPrompt(config.text, backbone, class_names, template, start("text"))
+        self.image_prompt: ImagePrompt | None = None
+        self.image_to_text: LightNetwork | None = None  # N1
+        self.text_to_image: LightNetwork | None = None  # N2
+        if config.mask.kind != "none":
+            self.image_prompt = ImagePrompt(
+                config.mask, config.padding, backbone, len(class_names), mean_pixel, start("image"), seeds.noise
+            )
+        D, r, strength = backbone.joint_width, config.interaction.width, config.interaction.strength
+        if config.image_to_text:
+            self.image_to_text = LightNetwork(
+                D, r, backbone.text_width, strength=strength, generator=start("N1"), dtype=backbone.dtype
+            )
+        if config.text_to_image:
+            self.text_to_image = LightNetwork(
+                D, r, backbone.vision_width, strength=strength, generator=start("N2"), dtype=backbone.dtype
+            )
+        self.to(backbone.device)
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether scoring needs patch tokens: there is an image prompt."""
+        return self.image_prompt is not None
+
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether scoring needs the frozen features of the unmasked images."""
+        return self.image_prompt is None or (
+            self.image_to_text is not None and self.config.interaction.image_source == "pooled"
+        )
+
+    def classes(self, names: Sequence[str]) -> Classes:
+        """Prepare class names for scoring; see :meth:`TextPrompt.classes`."""
+        return self.text_prompt.classes(names)
+
+    def forward(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes, step: int) -> Tensor:
+        """Return training logits (B, C); masks are drawn with the step's noise.
+
+        Args:
+            patches_BNV: patch tokens, where :attr:`reads_patches`.
+            pooled_BD: frozen image features, where :attr:`reads_pooled`.
+            classes: from :meth:`classes`.
+            step: the training step, from 0; with the noise seed it decides every random draw.
+        """
+        mask_BGN = None
+        if self.image_prompt is not None:
+            assert patches_BNV is not None
+            rows_G = self.image_prompt.rows(classes.trained_C)
+            uniform_BGN = self._uniform((len(patches_BNV), len(rows_G)), "mask", step)
+            mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN)
+        return self._score(patches_BNV, pooled_BD, classes, mask_BGN, step)
+
+    @torch.no_grad()
+    def predict(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes) -> Tensor:
+        """Return evaluation logits (B, C), the same however images are batched.
+
+        With ``mask.evaluation: samples``, the log of the probabilities' mean over the draws (a Monte-Carlo estimate
+        of the predictive distribution).
+        """
+        if self.image_prompt is None:
+            return self._score(patches_BNV, pooled_BD, classes, None, None)
+        rows_G = self.image_prompt.rows(classes.trained_C)
+        sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
+        draws = self.config.mask.samples if sampled else 1
+        logits = []
+        for draw in range(draws):
+            uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
+            mask_1GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN)[None]
+            logits.append(self._score(patches_BNV, pooled_BD, classes, mask_1GN, None))
+        if draws == 1:
+            return logits[0]
+        return torch.stack(logits).log_softmax(-1).logsumexp(0) - torch.tensor(float(draws)).log()
+
+    def _score(
+        self,
+        patches_BNV: Tensor | None,
+        pooled_BD: Tensor | None,
+        classes: Classes,
+        mask_BGN: Tensor | None,
+        step: int | None,
+    ) -> Tensor:
+        alone_CD: Tensor | None = None
+        if self.text_to_image is not None or self.image_to_text is None:
+            alone_CD = self.text_prompt(classes)
+
+        if self.image_prompt is None or mask_BGN is None:
+            assert pooled_BD is not None
+            image_BGD = pooled_BD[:, None]
+        else:
+            assert patches_BNV is not None
+            text_GV = None
+            if self.text_to_image is not None:
+                text_GV = self.text_to_image(alone_CD)
+                if len(text_GV) != mask_BGN.shape[1]:  # scope task: one padding hears all classes
+                    text_GV = text_GV.mean(0, keepdim=True)
+            paddings = self.image_prompt.paddings(self.image_prompt.rows(classes.trained_C), text_GV, step)
+            image_BGD = self.image_prompt(patches_BNV, mask_BGN, paddings)
+
+        if self.image_to_text is None:
+            text_BCD = alone_CD
+        else:
+            pooled = self.config.interaction.image_source == "pooled" and pooled_BD is not None
+            source_BGD = pooled_BD[:, None] if pooled and pooled_BD is not None else image_BGD
+            text_BCD = self.text_prompt(classes, self.image_to_text(source_BGD))
+
+        assert text_BCD is not None
+        cosine_BC = (F.normalize(image_BGD, dim=-1) * F.normalize(text_BCD, dim=-1)).sum(-1)
+        return self.backbone.logit_scale * cosine_BC
+
+    def _uniform(self, leading: tuple[int, ...], *purpose: object) -> Tensor:
+        generator = seeded_generator(self.seeds.noise, *purpose)
+        # Drawn in fp32 whatever the weights are: the same masks in every precision.
+        noise = torch.rand((*leading, self.backbone.patch_count), generator=generator)
+        return noise.to(dtype=self.backbone.dtype, device=self.backbone.device)

@@ -1,0 +1,325 @@
+"""A frozen open_clip CLIP, opened at token level.
+
+Prompt learning needs the towers from the inside: image prompts replace patch tokens, text prompts replace word
+embeddings. :class:`Backbone` runs open_clip's own weights on tokens; its outputs equal open_clip's
+``encode_image`` and ``encode_text`` (tests/model/test_backbone.py).
+
+Shapes: B images or prompts, N patches, L text length, V vision width, T text width, D joint width, H heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from ammpl.config import BackboneConfig
+from ammpl.errors import UserError, did_you_mean
+from ammpl.model import tiny_glyph
+
+Repad = Callable[[int, Tensor], Tensor]
+"""(block index, tokens after the position embedding (B, N, V)) -> the same tokens, masked ones written again."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the image tower expects.
+
+    Attributes:
+        size: pixels a side, square.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel, of pixels in [0, 1].
+        interpolation: of the resize, a name that PIL and torchvision share.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+
+class Backbone:
+    """Frozen CLIP towers that take tokens.
+
+    Not an ``nn.Module`` on purpose: a model that holds it must not list its weights among the learnables.
+
+    Args:
+        clip: an open_clip ``CLIP`` with a plain ViT image tower and a causal text tower.
+        tokenizer: texts -> token ids (n, context length), the end token being the largest id.
+        preprocessing: what the image tower expects.
+        name: for messages and records.
+
+    Raises:
+        UserError: the towers are of a kind whose inside this class does not know.
+    """
+
+    def __init__(self, clip: Any, tokenizer: Callable[..., Tensor], preprocessing: Preprocessing, name: str):
+        _refuse_other_towers(clip, name)
+        self.clip: Any = clip.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.name = name
+        visual = self.clip.visual
+        self.patch_count: int = visual.positional_embedding.shape[0] - 1
+        self.patch_size: int = visual.patch_size[0]
+        self.grid: tuple[int, int] = tuple(visual.grid_size)
+        self.vision_width: int = visual.positional_embedding.shape[1]
+        self.vision_layers: int = len(visual.transformer.resblocks)
+        self.text_width: int = self.clip.positional_embedding.shape[1]
+        self.joint_width: int = self.clip.text_projection.shape[1]
+        self.context_length: int = self.clip.context_length
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast(torch.device, self.clip.positional_embedding.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' floating-point type."""
+        return cast(torch.dtype, self.clip.positional_embedding.dtype)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp(logit scale), what cosines are multiplied by; a scalar tensor."""
+        return cast(Tensor, self.clip.logit_scale.exp())
+
+    @property
+    def vision_positions_NV(self) -> Tensor:
+        """The patches' position embeddings (N, V), the class token's left out."""
+        return cast(Tensor, self.clip.visual.positional_embedding[1:])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+        """Move or cast the weights in place; return self."""
+        self.clip.to(device=device, dtype=dtype)
+        return self
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of all weights: equal before and after training."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # Images
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 pixels (B, 3, S, S) into the tower's input, channel-wise (x / 255 - mean) / std."""
+        pixels = images.to(device=self.device, dtype=self.dtype) / 255
+        return (pixels - self._mean.to(pixels)) / self._std.to(pixels)
+
+    @torch.no_grad()
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        """Embed normalised pixels (B, 3, S, S) as patch tokens (B, N, V), before positions; no gradient."""
+        embedded = self.clip.visual.conv1(pixels)  # (B, V, grid, grid)
+        return cast(Tensor, embedded.flatten(2).transpose(1, 2))
+
+    def image_features(self, patches_BNV: Tensor, repad: Repad | None = None) -> Tensor:
+        """Run the image tower from patch tokens (B, N, V) to features (B, D), not normalised.
+
+        Args:
+            patches_BNV: tokens before the position embedding.
+            repad: called before block 1, 2, ... with (block index, patch tokens); what it returns goes on.
+        """
+        visual = self.clip.visual
+        B = patches_BNV.shape[0]
+        class_B1V = visual.class_embedding.expand(B, 1, -1)
+        tokens = torch.cat([class_B1V, patches_BNV], dim=1) + visual.positional_embedding
+        tokens = visual.ln_pre(tokens)
+        *blocks, last = visual.transformer.resblocks
+        for index, block in enumerate([*blocks, last]):
+            if repad is not None and index > 0:
+                tokens = torch.cat([tokens[:, :1], repad(index, tokens[:, 1:])], dim=1)
+            if block is not last:
+                tokens = _block(block, tokens, causal=False)
+        class_BV = _block_one_row(last, tokens, rows_B=None)
+        return cast(Tensor, visual.ln_post(class_BV) @ visual.proj)
+
+    # Text
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of ``text`` without start and end tokens.
+
+        Raises:
+            UserError: the text is longer than the tower reads, or holds words the tower cannot read.
+        """
+        ids = self.tokenizer([text])[0].tolist()
+        end = max(range(len(ids)), key=ids.__getitem__)
+        if end == len(ids) - 1 and len(ids) == self.context_length:
+            # The tokenizer cuts what is too long without a word; a full row may be such a cut.
+            raise UserError(
+                f"backbone {self.name}", f"a text may have {self.context_length - 2} tokens at most", got=text
+            )
+        return cast(list[int], ids[1:end])
+
+    @property
+    def start_and_end_ids(self) -> tuple[int, int]:
+        """The ids of the start and the end token."""
+        ids = self.tokenizer([""])[0].tolist()
+        return ids[0], max(ids)
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Look up token embeddings: ids (..., L) -> (..., L, T), before positions."""
+        return cast(Tensor, self.clip.token_embedding(ids))
+
+    def text_features(self, embeddings_BLT: Tensor, ends_B: Tensor) -> Tensor:
+        """Run the text tower from token embeddings (B, L, T) to features (B, D), not normalised.
+
+        L may be anything up to the context length: attention is causal, so nothing after the end token
+        matters and prompts can be cut behind the longest one.
+
+        Args:
+            embeddings_BLT: start token, context, name, end token, then anything; before positions.
+            ends_B: index of the end token in each prompt.
+        """
+        L = embeddings_BLT.shape[1]
+        tokens = embeddings_BLT + self.clip.positional_embedding[:L]
+        *blocks, last = self.clip.transformer.resblocks
+        for block in blocks:
+            tokens = _block(block, tokens, causal=True)
+        end_BT = _block_one_row(last, tokens, rows_B=ends_B)
+        return cast(Tensor, self.clip.ln_final(end_BT) @ self.clip.text_projection)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the features (n, D) of whole sentences, not normalised; no gradient."""
+        start, end = self.start_and_end_ids
+        rows = [[start, *self.token_ids(text), end] for text in texts]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        with torch.no_grad():
+            return self.text_features(self.embed_ids(ids), ends)
+
+
+def _block(block: Any, tokens_BLW: Tensor, *, causal: bool) -> Tensor:
+    """Run one residual attention block over all rows.
+
+    Linear layers see 2-D input: with 3-D input they fall into a batched product with copies in the backward pass.
+    """
+    B, L, W = tokens_BLW.shape
+    H = block.attn.num_heads
+    flat = tokens_BLW.reshape(B * L, W)
+    qkv = F.linear(block.ln_1(flat), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    q, k, v = qkv.view(B, L, 3, H, W // H).permute(2, 0, 3, 1, 4)  # each (B, H, L, W / H)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    flat = flat + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).reshape(B * L, W)))
+    flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
+    return cast(Tensor, flat.view(B, L, W))
+
+
+def _block_one_row(block: Any, tokens_BLW: Tensor, rows_B: Tensor | None) -> Tensor:
+    """Run the last block for the one row that is read from it; returns (B, W).
+
+    Args:
+        block: a residual attention block.
+        tokens_BLW: its input.
+        rows_B: the row of each sequence, which attends to itself and what precedes it (causal); None is row 0
+            attending to all (the class token).
+    """
+    B, L, W = tokens_BLW.shape
+    H = block.attn.num_heads
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    normed = block.ln_1(tokens_BLW.reshape(B * L, W))
+    kv = F.linear(normed, weight[W:], bias[W:])
+    k, v = kv.view(B, L, 2, H, W // H).permute(2, 0, 3, 1, 4)
+    if rows_B is None:
+        picked, normed_picked, visible = tokens_BLW[:, 0], normed.view(B, L, W)[:, 0], None
+    else:
+        index = torch.arange(B, device=tokens_BLW.device)
+        picked, normed_picked = tokens_BLW[index, rows_B], normed.view(B, L, W)[index, rows_B]
+        visible = (torch.arange(L, device=tokens_BLW.device) <= rows_B[:, None])[:, None, None]  # (B, 1, 1, L)
+    q = F.linear(normed_picked, weight[:W], bias[:W]).view(B, H, 1, W // H)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).reshape(B, W)
+    row = picked + block.ls_1(block.attn.out_proj(mixed))
+    return cast(Tensor, row + block.ls_2(block.mlp(block.ln_2(row))))
+
+
+def _refuse_other_towers(clip: Any, name: str) -> None:
+    def refuse(what: str) -> None:
+        raise UserError(
+            f"backbone {name}",
+            f"its {what}, and only CLIP models with a plain ViT image tower and a causal text tower are supported",
+            fix="use an architecture such as ViT-B-16, ViT-B-32 or ViT-L-14",
+        )
+
+    if type(clip) is not open_clip.CLIP:
+        refuse(f"model class is {type(clip).__name__}")
+    if not isinstance(clip.visual, VisionTransformer):
+        refuse(f"image tower is {type(clip.visual).__name__}")
+    if clip.visual.attn_pool is not None or clip.visual.pool_type != "tok":
+        refuse("image tower does not read its class token")
+    if clip.text_pool_type != "argmax" or clip.attn_mask is None:
+        refuse("text tower does not read its end token causally")
+    if not isinstance(clip.text_projection, nn.Parameter):
+        refuse("text projection is not a matrix")
+    for tower in (clip.visual.transformer, clip.transformer):
+        if any(type(block) is not ResidualAttentionBlock for block in tower.resblocks):
+            refuse("transformer blocks are not the standard ones")
+
+
+@lru_cache(maxsize=2)  # a worker keeps the backbones of its study; studies compare two at most
+def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
+    """Load a frozen backbone, once a process.
+
+    Raises:
+        UserError: unknown architecture or pretrained tag, missing weights, unreadable or mismatched checkpoint.
+    """
+    name, pretrained = config.name, config.pretrained
+    if name == tiny_glyph.NAME:
+        if pretrained is not None:
+            raise UserError(
+                "backbone.pretrained", f"{name} has only its own weights", got=pretrained, fix="leave it out"
+            )
+        preprocessing = _preprocessing(tiny_glyph.preprocess_config())
+        return Backbone(tiny_glyph.load(), tiny_glyph.Tokenizer(), preprocessing, name).to(device)
+    known = open_clip.list_models()
+    if name not in known:
+        raise UserError(
+            "backbone.name", "unknown backbone", got=name, fix=did_you_mean(name, [tiny_glyph.NAME, *known])
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise UserError("backbone.pretrained", f"{name} needs a pretrained tag or a checkpoint file", fix=_tags(tags))
+    if pretrained == "random":
+        torch.manual_seed(0)  # random weights are for benchmarks: the same ones everywhere
+        clip = open_clip.create_model(name)
+    elif pretrained in tags or Path(pretrained).is_file():
+        try:
+            clip = open_clip.create_model(name, pretrained=pretrained, weights_only=True, device="cpu")
+        except Exception as error:
+            raise UserError(
+                "backbone.pretrained",
+                f"these weights of {name} could not be loaded ({type(error).__name__}: {str(error)[:200]})",
+                got=pretrained,
+                fix="without network, download the file elsewhere and give its path",
+            ) from error
+    else:
+        raise UserError(
+            "backbone.pretrained",
+            f"neither a pretrained tag of {name} nor a file",
+            got=pretrained,
+            fix=did_you_mean(pretrained, tags),
+        )
+    preprocessing = _preprocessing(open_clip.get_model_preprocess_cfg(clip))
+    return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}").to(device)
+
+
+def _preprocessing(config: dict[str, Any]) -> Preprocessing:
+    size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), config.get("interpolation", "bicubic"))
+
+
+def _tags(tags: Sequence[str]) -> str:
+    return "one of " + ", ".join(tags) if tags else "give a file's path"

@@ -1,0 +1,214 @@
+"""The image prompt: probability matrices draw masks over patches, paddings stand where a patch is masked.
+
+Known (paper): one probability a patch, one matrix a class; a Bernoulli sample keeps (1) or masks (0) each patch, and
+gradients flow back to the matrix; each class has one trainable padding patch, broadcast to its masked positions, to
+which N2 of the text feature is added. Estimator, evaluation, parameterisation, scope ``task``, depth and the other
+fillings are our choices (docs/method.md).
+
+Shapes: B images, G matrices (C with scope ``class``, 1 with ``task``), N patches, V vision width, D joint width,
+J padding depth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from ammpl.config import MaskConfig, PaddingConfig
+from ammpl.model.backbone import Backbone
+
+CLAMP = 1e-4
+
+
+def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
+    """Return a CPU generator that depends on the seed and the purpose alone, not on what was drawn before.
+
+    Noise is always drawn on the CPU, for a whole step at once: the same on every device, and independent of
+    chunks, skipped pairs and candidates.
+    """
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
+
+
+class ProbabilityMatrix(nn.Module):
+    """The probabilities of keeping each patch and the masks drawn from them.
+
+    Args:
+        config: see :class:`~ammpl.config.MaskConfig`; ``kind: none`` has no matrix and is refused here.
+        groups: G.
+        patches: N.
+        dtype: of the parameter.
+    """
+
+    def __init__(self, config: MaskConfig, groups: int, patches: int, dtype: torch.dtype):
+        super().__init__()
+        self.config = config
+        self.shape = (groups, patches)
+        if config.kind in ("learned", "binary"):
+            p = torch.tensor(config.initial_probability, dtype=dtype)
+            start = p.logit() if config.parameterization == "sigmoid" else p
+            self.matrix_GN = nn.Parameter(start.expand(groups, patches).clone())
+
+    def logits_and_probabilities(self, rows_G: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (logits, p) of the named rows, each (G, N); row -1, a new class, is the mean of all rows."""
+        matrix_GN = _rows_or_mean(self.matrix_GN, rows_G)
+        if self.config.parameterization == "sigmoid":
+            return matrix_GN, matrix_GN.sigmoid()
+        # Clamped forward, straight through backward: a probability pushed outside can still come back.
+        p_GN = matrix_GN + (matrix_GN.clamp(CLAMP, 1 - CLAMP) - matrix_GN).detach()
+        return p_GN.logit(), p_GN
+
+    def sample(self, rows_G: Tensor, uniform_BGN: Tensor) -> Tensor:
+        """Draw training masks (B, G, N): 1 keeps, 0 masks.
+
+        ``learned``: a binary-concrete sample (Maddison et al. 2017, eq. 10; Jang et al. 2017),
+        y = sigmoid((logit p + logit u) / tau), whose threshold y > .5 is exactly Bernoulli(p). The straight-through
+        form has that hard value and y's gradient.
+
+        Args:
+            rows_G: rows of the matrix, -1 for a new class.
+            uniform_BGN: the step's noise, uniform in (0, 1).
+        """
+        if self.config.kind == "random":
+            return (uniform_BGN < self.config.keep_rate).to(uniform_BGN.dtype)
+        logits_GN, p_GN = self.logits_and_probabilities(rows_G)
+        if self.config.kind == "binary":
+            hard_GN = (p_GN >= 0.5).to(p_GN.dtype)
+            return (hard_GN + p_GN - p_GN.detach()).expand_as(uniform_BGN)
+        # The noise has finitely many values: 0 would have an infinite logit.
+        noise_BGN = uniform_BGN.clamp(1e-7, 1 - 1e-7).logit()
+        soft_BGN = ((logits_GN + noise_BGN) / self.config.temperature).sigmoid()
+        if self.config.estimator == "relaxed":
+            return soft_BGN
+        hard_BGN = (soft_BGN > 0.5).to(soft_BGN.dtype)
+        return hard_BGN + soft_BGN - soft_BGN.detach()
+
+    def evaluate(self, rows_G: Tensor, uniform_GN: Tensor) -> Tensor:
+        """Return evaluation masks (G, N), the same for every image.
+
+        Args:
+            rows_G: rows of the matrix, -1 for a new class.
+            uniform_GN: one fixed draw, for ``kind: random`` and ``evaluation: samples``; unused otherwise.
+        """
+        if self.config.kind == "random":
+            return (uniform_GN < self.config.keep_rate).to(uniform_GN.dtype)
+        _, p_GN = self.logits_and_probabilities(rows_G)
+        if self.config.kind == "binary" or self.config.evaluation == "threshold":
+            return (p_GN >= 0.5).to(p_GN.dtype)
+        if self.config.evaluation == "expectation":
+            return p_GN
+        return (uniform_GN < p_GN).to(p_GN.dtype)
+
+
+class ImagePrompt(nn.Module):
+    """Masks and paddings around the frozen image tower.
+
+    Args:
+        mask: see :class:`~ammpl.config.MaskConfig`, kind other than ``none``.
+        padding: see :class:`~ammpl.config.PaddingConfig`.
+        backbone: the frozen tower; J may not exceed its number of blocks (checked before, see
+            :func:`ammpl.model.ammpl.check_model`).
+        class_count: classes to train on, G with scope ``class``.
+        mean_pixel: the data set's mean colour, three values in [0, 1], for ``content: mean``.
+        generator: draws learned paddings, N(0, .02^2).
+        noise_seed: seed of the pixels of ``content: noise``.
+    """
+
+    def __init__(
+        self,
+        mask: MaskConfig,
+        padding: PaddingConfig,
+        backbone: Backbone,
+        class_count: int,
+        mean_pixel: tuple[float, float, float],
+        generator: torch.Generator,
+        noise_seed: int,
+    ):
+        super().__init__()
+        self.padding_config = padding
+        self.backbone = backbone
+        self.noise_seed = noise_seed
+        self.mean_pixel = mean_pixel
+        self.groups = class_count if mask.scope == "class" else 1
+        self.mask = ProbabilityMatrix(mask, self.groups, backbone.patch_count, backbone.dtype)
+        if padding.content in ("learned+text", "learned") and padding.depth > 0:
+            shape = (padding.depth, self.groups, backbone.vision_width)
+            self.padding_JGV = nn.Parameter(0.02 * torch.randn(shape, generator=generator, dtype=backbone.dtype))
+
+    def rows(self, trained_C: Tensor) -> Tensor:
+        """Return which row of matrix and padding serves each of G groups; -1 is the mean of all."""
+        return trained_C if self.mask.config.scope == "class" else torch.zeros_like(trained_C[:1])
+
+    def paddings(self, rows_G: Tensor, text_GV: Tensor | None, step: int | None) -> Tensor | None:
+        """Return what stands on masked positions: (J, G, 1 or N, V), or None for depth 0.
+
+        Args:
+            rows_G: rows, -1 for a new class.
+            text_GV: N2 of the text features, shared by the depths; None where N2 does not exist.
+            step: the training step, of which redrawn noise depends; None at evaluation.
+        """
+        config, J, G = self.padding_config, self.padding_config.depth, len(rows_G)
+        if J == 0:
+            return None
+        V = self.backbone.vision_width
+        if config.content in ("zero", "mean", "noise"):
+            filler_NV = self.filler(step)
+            return filler_NV.expand(J, G, *filler_NV.shape)
+        content = torch.zeros(J, G, V, dtype=self.backbone.dtype, device=rows_G.device)
+        if config.content != "text":
+            content = _rows_or_mean(self.padding_JGV, rows_G, dim=1)
+        if text_GV is not None:
+            content = content + text_GV
+        return content[:, :, None]
+
+    @torch.no_grad()
+    def filler(self, step: int | None) -> Tensor:
+        """Embed a picture of nothing: black, the mean colour, or Gaussian pixels; (1 or N, V)."""
+        size = self.backbone.preprocessing.size
+        if self.padding_config.content == "noise":
+            # Standard normal in the tower's normalised pixel space, redrawn each step, fixed at evaluation.
+            generator = seeded_generator(self.noise_seed, "padding noise", step)
+            pixels = torch.randn(1, 3, size, size, generator=generator)
+            pixels = pixels.to(dtype=self.backbone.dtype, device=self.backbone.device)
+            return self.backbone.embed_patches(pixels)[0]
+        colour = (0.0, 0.0, 0.0) if self.padding_config.content == "zero" else self.mean_pixel
+        # In [0, 255] but not rounded: normalize() divides by 255.
+        plain = torch.tensor(colour).mul(255).view(1, 3, 1, 1).expand(1, 3, size, size)
+        return self.backbone.embed_patches(self.backbone.normalize(plain))[0, :1]
+
+    def forward(self, patches_BNV: Tensor, mask_BGN: Tensor, paddings_JGNV: Tensor | None) -> Tensor:
+        """Return image features X (B, G, D), not normalised.
+
+        Args:
+            patches_BNV: patch tokens before positions.
+            mask_BGN: 1 keeps; B may be 1.
+            paddings_JGNV: from :meth:`paddings`.
+        """
+        B, N, V = patches_BNV.shape
+        G = mask_BGN.shape[1]
+        keep = mask_BGN.expand(B, G, N).reshape(B * G, N, 1)
+        tokens = keep * patches_BNV[:, None].expand(B, G, N, V).reshape(B * G, N, V)
+        if paddings_JGNV is None:
+            return self.backbone.image_features(tokens).view(B, G, -1)
+
+        def padding(depth: int) -> Tensor:
+            return paddings_JGNV[depth].expand(B, G, -1, V).reshape(B * G, -1, V)
+
+        tokens = tokens + (1 - keep) * padding(0)
+        positions_NV = self.backbone.vision_positions_NV
+
+        def repad(block: int, tokens: Tensor) -> Tensor:
+            if block >= len(paddings_JGNV):
+                return tokens
+            return keep * tokens + (1 - keep) * (padding(block) + positions_NV)
+
+        deep = repad if len(paddings_JGNV) > 1 else None
+        return self.backbone.image_features(tokens, deep).view(B, G, -1)
+
+
+def _rows_or_mean(values: Tensor, rows_G: Tensor, dim: int = 0) -> Tensor:
+    """Select rows along ``dim``; row -1 is the mean over all rows (a class that was never trained)."""
+    with_mean = torch.cat([values, values.mean(dim, keepdim=True)], dim)
+    return with_mean.index_select(dim, torch.where(rows_G < 0, values.shape[dim], rows_G))

@@ -1,0 +1,139 @@
+"""The text prompt: learnable context vectors, then the class name (CoOp's form, which the paper takes over).
+
+Shapes: B images, C classes, G 1 or C, M context vectors, L prompt length, T text width, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ammpl.config import TextConfig
+from ammpl.errors import UserError
+from ammpl.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes to score, as the towers see them.
+
+    Attributes:
+        names: in the order of the scores.
+        trained_C: each one's index among the classes that the prompts were trained on, -1 for a new class.
+        embeddings_CLT: start token, M context places, name, ".", end token, filling: token embeddings.
+        ends_C: index of the end token.
+        fixed_CD: features of the hand-written sentences, when the context is fixed; else None.
+    """
+
+    names: tuple[str, ...]
+    trained_C: Tensor
+    embeddings_CLT: Tensor
+    ends_C: Tensor
+    fixed_CD: Tensor | None
+
+
+class TextPrompt(nn.Module):
+    """Context vectors and how prompts are made of them.
+
+    Args:
+        config: see :class:`~ammpl.config.TextConfig`.
+        backbone: the frozen towers.
+        class_names: the classes to train on.
+        template: the sentence of a fixed context, ``{}`` for the name.
+        generator: draws a random start, N(0, .02^2) as in CoOp.
+
+    Raises:
+        UserError: the backbone cannot read a phrase or a name, or prompts are too long for it.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        template: str,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.class_names = tuple(class_names)
+        self.template = config.template or template
+        if config.context == "fixed":
+            self.length = 0
+            return
+        if config.init == "random":
+            assert config.length is not None  # the config's own rule
+            start_MT = 0.02 * torch.randn(config.length, backbone.text_width, generator=generator)
+        else:
+            ids = torch.tensor(backbone.token_ids(config.init), device=backbone.device)
+            start_MT = backbone.embed_ids(ids)
+        self.length = start_MT.shape[0]
+        start_MT = start_MT.to(dtype=backbone.dtype, device=backbone.device, copy=True)
+        per_class = config.context == "class"
+        self.context = nn.Parameter(start_MT.repeat(len(class_names), 1, 1) if per_class else start_MT)
+
+    @torch.no_grad()
+    def classes(self, names: Sequence[str]) -> Classes:
+        """Prepare class names for scoring, new ones included.
+
+        Raises:
+            UserError: the backbone cannot read a name, a prompt is too long, or a class that was not trained has
+                no context of its own.
+        """
+        index = {name: position for position, name in enumerate(self.class_names)}
+        trained = torch.tensor([index.get(name, -1) for name in names])
+        if self.config.context == "class" and bool((trained < 0).any()):
+            new = names[int((trained < 0).nonzero()[0])]
+            raise UserError(
+                "model.text.context", "with 'class', only trained classes have a context", got=new, fix="use 'shared'"
+            )
+        # Names are read as the field does: underscores are spaces.
+        readable = [name.replace("_", " ") for name in names]
+        if self.config.context == "fixed":
+            fixed = self.backbone.encode_texts([self.template.format(name) for name in readable])
+            nothing = torch.empty(len(names), 0, self.backbone.text_width)
+            return Classes(tuple(names), trained, nothing, torch.empty(0), fixed)
+        start, end = self.backbone.start_and_end_ids
+        rows = [[start, *[0] * self.length, *self.backbone.token_ids(name + "."), end] for name in readable]
+        longest = max(map(len, rows))
+        if longest > self.backbone.context_length:
+            raise UserError(
+                "model.text.length",
+                f"context, name and 2 more tokens must fit the {self.backbone.context_length} of {self.backbone.name}",
+                got=longest,
+            )
+        device = self.backbone.device
+        ids_CL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        ends_C = torch.tensor([len(row) - 1 for row in rows], device=device)
+        return Classes(tuple(names), trained.to(device), self.backbone.embed_ids(ids_CL), ends_C, None)
+
+    def forward(self, classes: Classes, shift_BGT: Tensor | None = None) -> Tensor:
+        """Return text features Z, not normalised.
+
+        Args:
+            classes: from :meth:`classes`.
+            shift_BGT: what N1 adds to every context vector, for each image, and each class (G = C) or all (G = 1).
+
+        Returns:
+            (C, D) without a shift, the same for every image; (B, C, D) with one.
+        """
+        if classes.fixed_CD is not None:
+            return classes.fixed_CD
+        C, L, T = classes.embeddings_CLT.shape
+        per_class = self.config.context == "class"
+        context_CMT = self.context[classes.trained_C] if per_class else self.context.expand(C, -1, -1)
+        before, after = classes.embeddings_CLT[:, :1], classes.embeddings_CLT[:, 1 + self.length :]
+        if shift_BGT is None:
+            prompts_CLT = torch.cat([before, context_CMT, after], dim=1)
+            return self.backbone.text_features(prompts_CLT, classes.ends_C)
+        B = shift_BGT.shape[0]
+        context_BCMT = context_CMT + shift_BGT[:, :, None, :]
+        prompts_BCLT = torch.cat(
+            [before.expand(B, C, -1, T), context_BCMT.expand(B, C, -1, T), after.expand(B, C, -1, T)], dim=2
+        )
+        features = self.backbone.text_features(prompts_BCLT.reshape(B * C, L, T), classes.ends_C.repeat(B))
+        return features.view(B, C, -1)

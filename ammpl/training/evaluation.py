@@ -1,0 +1,77 @@
+"""What is measured of a model: accuracy and loss over a split, and diagnostics of its prompts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ammpl.data.dataset import Split
+from ammpl.model.ammpl import AMMPL
+from ammpl.model.backbone import Backbone
+
+ROWS = 1024
+"""Tower passes in flight at evaluation (images x classes): bounds memory, and more is no faster on a CPU."""
+
+
+@lru_cache(maxsize=16)
+def pooled_features(backbone: Backbone, split: Split) -> Tensor:
+    """Return the frozen features (n, D) of a split's unmasked images, computed once a process."""
+    with torch.no_grad():
+        return torch.cat([backbone.image_features(patches(backbone, chunk)) for chunk in split.images.split(ROWS)])
+
+
+def patches(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return patch tokens (B, N, V) of uint8 images (B, 3, S, S)."""
+    return backbone.embed_patches(backbone.normalize(images))
+
+
+def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
+    """Score every image of a split among the split's class names.
+
+    Returns:
+        ``accuracy`` in [0, 1] over all images (not a mean over classes), and ``loss``, the mean cross-entropy in nats.
+    """
+    model.eval()
+    classes = model.classes(split.class_names)
+    pooled = pooled_features(model.backbone, split) if model.reads_pooled else None
+    batch = max(1, ROWS // len(split.class_names))
+    logits = []
+    for start in range(0, len(split), batch):
+        chosen = slice(start, start + batch)
+        patches_BNV = patches(model.backbone, split.images[chosen]) if model.reads_patches else None
+        logits.append(model.predict(patches_BNV, pooled[chosen] if pooled is not None else None, classes))
+    logits_nC = torch.cat(logits).float().cpu()
+    correct = int((logits_nC.argmax(-1) == split.labels).sum())
+    return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
+
+
+@torch.no_grad()
+def diagnostics(model: AMMPL) -> dict[str, float]:
+    """Return how the image prompt stands; empty without one.
+
+    Returns:
+        ``mask/keep_rate``: the share of patches that evaluation keeps (above .99 the image prompt is inactive);
+        ``mask/probability``: mean p; ``mask/entropy``: mean entropy of a patch's Bernoulli, in bits;
+        ``padding/norm``: mean length of the learned padding vectors.
+    """
+    if model.image_prompt is None:
+        return {}
+    result: dict[str, float] = {}
+    mask = model.image_prompt.mask
+    if mask.config.kind in ("learned", "binary"):
+        rows_G = torch.arange(mask.shape[0], device=model.backbone.device)
+        _, p_GN = mask.logits_and_probabilities(rows_G)
+        p = p_GN.double().clamp(1e-12, 1 - 1e-12)
+        kept = p if mask.config.kind == "learned" and mask.config.evaluation != "threshold" else (p >= 0.5).double()
+        result["mask/keep_rate"] = kept.mean().item()
+        result["mask/probability"] = p.mean().item()
+        result["mask/entropy"] = -(p * p.log2() + (1 - p) * (1 - p).log2()).mean().item()
+    else:
+        result["mask/keep_rate"] = mask.config.keep_rate
+    padding = getattr(model.image_prompt, "padding_JGV", None)
+    if padding is not None:
+        result["padding/norm"] = padding.norm(dim=-1).mean().item()
+    return result

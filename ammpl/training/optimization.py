@@ -1,0 +1,81 @@
+"""Optimiser, schedule and the order of batches of one trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ammpl.config import TrainingConfig
+from ammpl.model.ammpl import AMMPL
+from ammpl.model.image_prompt import seeded_generator
+
+COOP_WARMUP_LR = 1e-5
+MOMENTUM = 0.9
+
+
+def build_optimizer(model: AMMPL, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimiser: the mask in its own group, with its own learning rate and no weight decay.
+
+    Each group's ``initial_lr`` is its peak, which :func:`schedule` scales.
+    """
+    mask: list[torch.nn.Parameter] = []
+    common: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (mask if name.endswith("matrix_GN") else common).append(parameter)
+    groups = [{"params": common, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+    if mask:
+        mask_lr = config.learning_rate * config.mask_lr_multiplier
+        groups.append({"params": mask, "lr": mask_lr, "weight_decay": 0.0})
+    groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, momentum=MOMENTUM)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches an epoch: the last, partial one is dropped unless it is the only one (the protocol's loader)."""
+    return max(1, images // batch_size)
+
+
+def schedule(config: TrainingConfig, images: int) -> Callable[[int], float]:
+    """Return step -> factor on the peak learning rate.
+
+    ``coop`` is the published schedule, stepped each epoch e = 1, 2, ... of E: 1e-5 in the first, then
+    (1 + cos(pi (e - 2) / E)) / 2 (Dassl's constant warm-up before a cosine over E epochs).
+    """
+    if config.schedule == "constant":
+        return lambda step: 1.0
+    total = total_steps(config, images)
+    if config.schedule == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
+    epochs, length = config.epochs, steps_per_epoch(images, config.batch_size)
+    assert epochs is not None  # the config's own rule
+
+    def by_epoch(step: int) -> float:
+        before = step // length  # whole epochs behind us
+        if before == 0:
+            return COOP_WARMUP_LR / config.learning_rate
+        return 0.5 * (1 + math.cos(math.pi * (before - 1) / epochs))
+
+    return by_epoch
+
+
+def total_steps(config: TrainingConfig, images: int) -> int:
+    """Return the trial's budget in optimiser steps."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None  # the config's own rule
+    return config.epochs * steps_per_epoch(images, config.batch_size)
+
+
+def batches(images: int, config: TrainingConfig, seed: int) -> Iterator[torch.Tensor]:
+    """Yield positions of each step's images, without end: every epoch in a new order that (seed, epoch) decides."""
+    size = min(config.batch_size, images)
+    epoch = 0
+    while True:
+        order = torch.randperm(images, generator=seeded_generator(seed, "order", epoch))
+        for index in range(steps_per_epoch(images, config.batch_size)):
+            yield order[index * size : (index + 1) * size]
+        epoch += 1

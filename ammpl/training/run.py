@@ -1,0 +1,156 @@
+"""One trial, from its configuration to its numbers.
+
+:func:`train` and :func:`test` are generators of (step, metrics): whoever drives them may stop in between (a pruner
+does). Metric names: ``train/...`` over the steps since the last evaluation, ``validation/...``, ``test/...``, and the
+diagnostics of :mod:`ammpl.training.evaluation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ammpl.config import TrialConfig
+from ammpl.data.dataset import Split
+from ammpl.data.task import Task, load_task, load_test
+from ammpl.model.ammpl import AMMPL, check_model
+from ammpl.model.backbone import Backbone, load_backbone
+from ammpl.training import checkpoint
+from ammpl.training.evaluation import diagnostics, evaluate, patches, pooled_features
+from ammpl.training.figures import draw_masks
+from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a number; the text names the step and the learning rate."""
+
+    def __init__(self, loss: float, step: int, learning_rate: float):
+        super().__init__(f"loss is {loss} at step {step} (learning rate {learning_rate:g})")
+
+
+def device() -> str:
+    """Return where trials of this process run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def preflight(config: TrialConfig) -> None:
+    """Open everything a trial needs and build its model, without training.
+
+    Raises:
+        UserError: anything the user can mend: unknown names, missing files, shots beyond the data, class names that
+            the backbone cannot read, prompts too long, padding too deep.
+    """
+    backbone, task = _open(config)
+    check_model(config.model, backbone)
+    _model(config, backbone, task).classes(task.train.class_names)
+
+
+def train(config: TrialConfig, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train one trial, yielding at each evaluation; write its files once it is complete.
+
+    Args:
+        config: everything that decides the numbers.
+        folder: gets ``learnables.safetensors``, ``config.json`` and, with a learned mask, ``masks.png``.
+
+    Yields:
+        (optimiser steps done, metrics).
+
+    Raises:
+        TrainingDivergedError: the loss became NaN or infinite.
+        UserError: see :func:`preflight`.
+    """
+    backbone, task = _open(config)
+    model = _model(config, backbone, task)
+    if config.training.steps != 0:
+        yield from _optimize(config, model, task)
+    else:
+        yield 0, {**_named("validation", evaluate(model, task.validation)), **diagnostics(model)}
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
+    (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    draw_masks(model, task.validation, folder / "masks.png")
+
+
+def test(config: TrialConfig, learnables: Path | None, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Open the sealed test split and score it once.
+
+    Args:
+        config: the configuration that was trained.
+        learnables: its final learnables; None for a method that learns nothing.
+        folder: unused: a test leaves nothing but its numbers.
+
+    Yields:
+        Once, (0, metrics): ``test/accuracy``; with ``base_to_new``, ``test/base_accuracy``, ``test/new_accuracy``
+        and their ``test/harmonic_mean``.
+    """
+    backbone, task = _open(config)
+    model = _model(config, backbone, task)
+    if learnables is not None:
+        checkpoint.load_learnables(model, learnables)
+    preprocessing = backbone.preprocessing
+    splits = load_test(config.data, preprocessing.size, preprocessing.interpolation)
+    metrics: dict[str, float] = {}
+    for name, split in splits.items():
+        scores = evaluate(model, split)
+        metrics.update({f"test/{name}_{key}" if name else f"test/{key}": value for key, value in scores.items()})
+    if "base" in splits:
+        base, new = metrics["test/base_accuracy"], metrics["test/new_accuracy"]
+        metrics["test/harmonic_mean"] = 2 * base * new / (base + new) if base + new else 0.0
+    yield 0, metrics
+
+
+def _open(config: TrialConfig) -> tuple[Backbone, Task]:
+    backbone = load_backbone(config.backbone, device())
+    preprocessing = backbone.preprocessing
+    return backbone, load_task(config.data, config.seeds.data, preprocessing.size, preprocessing.interpolation)
+
+
+def _model(config: TrialConfig, backbone: Backbone, task: Task) -> AMMPL:
+    return AMMPL(config.model, backbone, task.train.class_names, config.seeds, task.template, task.mean_pixel)
+
+
+def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[int, dict[str, float]]]:
+    training, images = config.training, len(task.train)
+    optimizer, factor = build_optimizer(model, training), schedule(training, images)
+    learnables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    classes = model.classes(task.train.class_names)
+    order = batches(images, training, config.seeds.noise)
+    total = total_steps(training, images)
+    losses: list[float] = []
+    gradient_norms: list[float] = []
+    for step in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor(step)
+        model.train()
+        loss = _loss(model, task.train, next(order), classes, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradient_norms.append(torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None]).item())
+        losses.append(loss.item())
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(losses[-1], step, optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        done = step + 1
+        if done % training.evaluate_every == 0 or done == total:
+            metrics = {
+                "train/loss": sum(losses) / len(losses),
+                "train/gradient_norm": sum(gradient_norms) / len(gradient_norms),
+                **_named("validation", evaluate(model, task.validation)),
+                **diagnostics(model),
+            }
+            losses, gradient_norms = [], []
+            yield done, metrics
+
+
+def _loss(model: AMMPL, split: Split, chosen: torch.Tensor, classes: object, step: int) -> torch.Tensor:
+    patches_BNV = patches(model.backbone, split.images[chosen]) if model.reads_patches else None
+    pooled_BD = pooled_features(model.backbone, split)[chosen] if model.reads_pooled else None
+    logits_BC = model(patches_BNV, pooled_BD, classes, step)
+    return F.cross_entropy(logits_BC.float(), split.labels[chosen].to(logits_BC.device))
+
+
+def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}

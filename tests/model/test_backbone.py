@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ammpl.config import BackboneConfig
+from ammpl.errors import UserError
+from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
+from tests.model.conftest import NAMES, small_backbone
+
+SENTENCES = [f"a photo of a {name}." for name in NAMES]
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_towers_equal_open_clip(quick_gelu, images):
+    backbone = small_backbone(quick_gelu)
+    pixels = backbone.normalize(images)
+    with torch.no_grad():
+        expected_images = backbone.clip.encode_image(pixels)
+        expected_texts = backbone.clip.encode_text(backbone.tokenizer(SENTENCES))
+        found_images = backbone.image_features(backbone.embed_patches(pixels))
+    torch.testing.assert_close(found_images, expected_images, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(backbone.encode_texts(SENTENCES), expected_texts, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_open_clip(backbone64, images):
+    pixels = backbone64.normalize(images)
+    visual = backbone64.clip.visual
+    patches = backbone64.embed_patches(pixels).requires_grad_()
+    backbone64.image_features(patches).square().sum().backward()
+    reference = patches.detach().clone().requires_grad_()
+    class_token = visual.class_embedding.expand(len(images), 1, -1)
+    tokens = visual.ln_pre(torch.cat([class_token, reference], 1) + visual.positional_embedding)
+    features = visual.ln_post(visual.transformer(tokens)[:, 0]) @ visual.proj
+    features.square().sum().backward()
+    torch.testing.assert_close(patches.grad, reference.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_text_does_not_depend_on_what_follows_the_end_token(backbone):
+    ids = backbone.tokenizer(SENTENCES)
+    ends = ids.argmax(-1)
+    short = backbone.text_features(backbone.embed_ids(ids[:, : ends.max() + 1]), ends)
+    filled = ids.clone()
+    filled[torch.arange(16)[None] > ends[:, None]] = 1234
+    long = backbone.text_features(backbone.embed_ids(filled), ends)
+    torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-5)
+
+
+def test_a_published_architecture_with_quick_gelu():
+    backbone = load_backbone(BackboneConfig(name="ViT-B-32-quickgelu", pretrained="random"))
+    images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        pixels = backbone.normalize(images)
+        found = backbone.image_features(backbone.embed_patches(pixels))
+        torch.testing.assert_close(found, backbone.clip.encode_image(pixels), rtol=1e-4, atol=1e-4)
+        expected = backbone.clip.encode_text(backbone.tokenizer(SENTENCES))
+        torch.testing.assert_close(backbone.encode_texts(SENTENCES), expected, rtol=1e-4, atol=1e-4)
+    load_backbone.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            BackboneConfig(name="ViT-B-61"),
+            r"backbone.name: unknown backbone, got 'ViT-B-61'. Fix: did you mean 'ViT-B-16'",
+        ),
+        (BackboneConfig(name="ViT-B-16"), "backbone.pretrained: ViT-B-16 needs a pretrained tag .*openai"),
+        (BackboneConfig(name="ViT-B-16", pretrained="opena"), "did you mean 'openai'"),
+        (BackboneConfig(name="tiny-glyph", pretrained="openai"), "has only its own weights"),
+        (BackboneConfig(name="RN50", pretrained="random"), "image tower is ModifiedResNet"),
+    ],
+)
+def test_unusable_backbones_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(config)
+
+
+def test_other_towers_are_refused():
+    clip = open_clip.model.CustomTextCLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        text_cfg={"context_length": 8, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1},
+    )
+    with pytest.raises(UserError, match="model class is CustomTextCLIP, and only CLIP models"):
+        Backbone(clip, lambda texts: torch.zeros(1, 8), Preprocessing(16, (0, 0, 0), (1, 1, 1)), "custom")
+
+
+@pytest.fixture
+def small_architecture(tmp_path):
+    """An architecture of open_clip's registry that is small enough to write to disk in a test."""
+    config = {
+        "embed_dim": 20,
+        "vision_cfg": {"image_size": 16, "patch_size": 4, "width": 24, "layers": 3, "head_width": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3},
+    }
+    (tmp_path / "ViT-test.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "ViT-test.json")
+    yield "ViT-test"
+    load_backbone.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_checkpoint_file_is_loaded(small_architecture, tmp_path, suffix):
+    source = load_backbone(BackboneConfig(name=small_architecture, pretrained="random"))
+    file = tmp_path / f"clip.{suffix}"
+    if suffix == "pt":
+        torch.save(source.clip.state_dict(), file)
+    else:
+        save_file(source.clip.state_dict(), file)
+    loaded = load_backbone(BackboneConfig(name=small_architecture, pretrained=str(file)))
+    assert loaded.checksum() == source.checksum()
+
+
+def test_a_broken_checkpoint_file_is_refused(small_architecture, tmp_path):
+    file = tmp_path / "clip.pt"
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_backbone(BackboneConfig(name=small_architecture, pretrained=str(file)))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(small_architecture, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    file = tmp_path / "clip.pt"
+    torch.save(Payload(), file)
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_backbone(BackboneConfig(name=small_architecture, pretrained=str(file)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_too_long_texts_are_refused(backbone):
+    with pytest.raises(UserError, match="14 tokens at most"):
+        backbone.encode_texts(["word " * 20])
