@@ -76,14 +76,14 @@ class ProbabilityMatrix(nn.Module):
         logits_GN, p_GN = self.logits_and_probabilities(rows_G)
         if self.config.kind == "binary":
             hard_GN = (p_GN >= 0.5).to(p_GN.dtype)
-            return (hard_GN + p_GN - p_GN.detach()).expand_as(uniform_BGN)
+            return _straight_through(hard_GN, p_GN).expand_as(uniform_BGN)
         # The noise has finitely many values: 0 would have an infinite logit.
         noise_BGN = uniform_BGN.clamp(1e-7, 1 - 1e-7).logit()
         soft_BGN = ((logits_GN + noise_BGN) / self.config.temperature).sigmoid()
         if self.config.estimator == "relaxed":
             return soft_BGN
         hard_BGN = (soft_BGN > 0.5).to(soft_BGN.dtype)
-        return hard_BGN + soft_BGN - soft_BGN.detach()
+        return _straight_through(hard_BGN, soft_BGN)
 
     def evaluate(self, rows_G: Tensor, uniform_GN: Tensor) -> Tensor:
         """Return evaluation masks (G, N), the same for every image.
@@ -206,6 +206,11 @@ class ImagePrompt(nn.Module):
 
         deep = repad if len(paddings_JGNV) > 1 else None
         return self.backbone.image_features(tokens, deep).view(B, G, -1)
+
+
+def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return ``hard`` with the gradient of ``soft``; exactly 0 and 1, for hard = (soft >= .5) makes 1 - soft exact."""
+    return soft + (hard - soft).detach()
 
 
 def _rows_or_mean(values: Tensor, rows_G: Tensor, dim: int = 0) -> Tensor:
