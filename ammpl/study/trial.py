@@ -48,6 +48,10 @@ class Trial:
     params: Mapping[str, Scalar] = field(default_factory=dict)
     learnables: Path | None = None
 
+    def folder(self, study: Path) -> Path:
+        """Return the trial's own folder within the study's."""
+        return study / "checkpoints" / self.key
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,0 +1,355 @@
+"""Ray Tune runs the plan's trials: a searcher that hands them out, a scheduler that stops them, a trainable that works.
+
+All phases of a study are one ``Tuner.fit``, so the actors, and the backbone and data they hold, stay warm throughout.
+Ray's own storage, loggers and search algorithms are not used: what is decided is decided by the :class:`Plan`, on the
+driver, and a worker that dies costs its trial a repetition under the same key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import ray
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from ammpl.study.plan import Plan
+from ammpl.study.trial import Execute, State, Trial
+from ammpl.study.worker import Attempt, End
+
+RETRIES = 2  # times that a trial whose worker died is run again
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial gets, and how many run at a time.
+
+    Attributes:
+        concurrency: trials at a time.
+        cpus: CPUs a trial, its thread count.
+        gpus: GPUs a trial; fractions share a device; 0 on a cluster without any.
+    """
+
+    concurrency: int
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+class _TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
+    """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
+
+    execute: ClassVar[Execute]
+    study_folder: ClassVar[Path]
+    directory: ClassVar[str]
+    threads: ClassVar[int]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
+        if Path(self.directory).is_dir():
+            os.chdir(self.directory)
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+            os.environ[variable] = str(self.threads)
+        if "torch" in sys.modules:  # a process that was used before reads no variable again
+            sys.modules["torch"].set_num_threads(self.threads)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._attempt.close()
+        if Path(self.directory).is_dir():
+            os.chdir(self.directory)
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        trial: Trial = pickle.loads(config["trial"])
+        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder))
+
+    def step(self) -> dict[str, Any]:
+        # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
+        news = self._attempt.next()
+        return {"done": isinstance(news, End), "news": news}
+
+    def cleanup(self) -> None:
+        self._attempt.close()
+
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
+        filled.pop("config", None)  # the pickled trial, once more with every result
+        return filled
+
+
+def _worker_class(execute: Execute, folder: Path, threads: int) -> type[_TrialWorker]:
+    attributes = {
+        "execute": staticmethod(execute),
+        "study_folder": folder.absolute(),
+        "directory": str(Path.cwd()),
+        "threads": threads,
+    }
+    return type("TrialWorker", (_TrialWorker,), attributes)
+
+
+class _Bridge:
+    """The plan as Ray's callbacks see it: Ray's trial ids, repetitions of lost trials, an end on request.
+
+    An exception in a callback would end as an errored Ray trial; it is kept instead, ends the run, and is raised after.
+    """
+
+    def __init__(self, plan: Plan, concurrency: int):
+        self._plan = plan
+        self._concurrency = concurrency
+        self._active: dict[str, Trial] = {}
+        self._lost: deque[Trial] = deque()
+        self._losses: dict[str, int] = {}
+        self.crash: BaseException | None = None
+        self.stopping = threading.Event()
+
+    def suggest(self, ray_id: str) -> dict[str, Any] | str | None:
+        return self._safely(lambda: self._suggest(ray_id), Searcher.FINISHED)
+
+    def report(self, ray_id: str, news: Any) -> str:
+        return self._safely(lambda: self._report(ray_id, news), TrialScheduler.STOP)
+
+    def complete(self, ray_id: str, news: Any) -> None:
+        self._safely(lambda: self._complete(ray_id, news), None)
+
+    def lose(self, ray_id: str) -> None:
+        self._safely(lambda: self._lose(ray_id), None)
+
+    def _suggest(self, ray_id: str) -> dict[str, Any] | str | None:
+        if self.stopping.is_set():
+            return str(Searcher.FINISHED)
+        if len(self._active) >= self._concurrency:
+            return None
+        trial = self._lost.popleft() if self._lost else self._plan.next()
+        if not isinstance(trial, Trial):
+            return None if trial is None else str(Searcher.FINISHED)
+        self._active[ray_id] = trial
+        return {"trial": pickle.dumps(trial)}
+
+    def _report(self, ray_id: str, news: Any) -> str:
+        trial = self._active.get(ray_id)
+        stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def _complete(self, ray_id: str, news: Any) -> None:
+        trial = self._active.pop(ray_id, None)
+        if trial is None or self.stopping.is_set():
+            return
+        if isinstance(news, End) and news.failure is not None:
+            self._plan.finish(trial, news.seconds, state=State.FAILED, reason=news.failure)
+        else:
+            self._plan.finish(trial, news.seconds)
+
+    def _lose(self, ray_id: str) -> None:
+        trial = self._active.pop(ray_id, None)
+        if trial is None or self.stopping.is_set():
+            return
+        losses = self._losses[trial.key] = self._losses.get(trial.key, 0) + 1
+        if losses <= RETRIES:
+            self._lost.append(trial)
+        else:
+            reason = f"its worker process died {losses} times"
+            self._plan.finish(trial, state=State.LOST, reason=reason)
+
+    def _safely(self, act: Callable[[], Value], otherwise: Value) -> Value:
+        if self.crash is not None:
+            return otherwise
+        try:
+            return act()
+        except BaseException as error:
+            self.crash = error
+            self.stopping.set()
+            return otherwise
+
+
+class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
+    """Hands out the plan's trials. Ray copies and pickles its searcher; the bridge must stay the one it is."""
+
+    def __init__(self, bridge: _Bridge | None):
+        super().__init__()
+        self._bridge = bridge
+
+    def suggest(self, trial_id: str) -> Any:
+        assert self._bridge is not None
+        return self._bridge.suggest(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        assert self._bridge is not None
+        if error or result is None or "news" not in result:
+            self._bridge.lose(trial_id)
+        else:
+            self._bridge.complete(trial_id, result["news"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the event log is what a study goes on from."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PlanSearcher:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _PlanSearcher, (None,)
+
+
+class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
+    """Stops a trial when the plan says so. Ray asks it before the searcher, and not on the last result."""
+
+    def __init__(self, bridge: _Bridge | None, concurrency: int):
+        super().__init__()
+        self._bridge = bridge
+        self._concurrency = concurrency
+        self._keeps_actors = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
+        if not self._keeps_actors:
+            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._concurrency)
+            self._keeps_actors = True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        assert self._bridge is not None
+        return self._bridge.report(trial.trial_id, result["news"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: the searcher hears of it too."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: the searcher hears of it too."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: trials are never removed before they run."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leave the order to Ray: first come, first served."""
+
+    def debug_string(self) -> str:
+        return "the study's plan"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PlanScheduler:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _PlanScheduler, (None, self._concurrency)
+
+
+class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
+    """Ends the run at Ray's next step once asked to."""
+
+    def __init__(self, stopping: threading.Event | None):
+        self._stopping = stopping
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._stopping is not None and self._stopping.is_set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _StopOnRequest:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _StopOnRequest, (None,)
+
+
+def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -> bool:
+    """Run a plan to its end on the connected Ray cluster.
+
+    The first SIGINT ends it cleanly: running trials are LOST with the reason ``interrupted``.
+
+    Args:
+        execute: what a worker does with a trial; must be picklable.
+        folder: the study folder.
+
+    Returns:
+        Whether the plan ran to its end, rather than being interrupted.
+    """
+    bridge = _Bridge(plan, resources.concurrency)
+    wanted = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
+    with tempfile.TemporaryDirectory(prefix="ammpl-", ignore_cleanup_errors=True) as scratch, _quiet_tune():
+        tuner = tune.Tuner(
+            tune.with_resources(_worker_class(execute, folder, resources.cpus), wanted),
+            tune_config=tune.TuneConfig(
+                search_alg=_PlanSearcher(bridge),
+                scheduler=_PlanScheduler(bridge, resources.concurrency),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                trial_name_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name="study",
+                verbose=0,
+                stop=_StopOnRequest(bridge.stopping),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        with _first_interrupt(bridge.stopping) as interrupted:
+            tuner.fit()
+    if bridge.crash is not None:
+        raise bridge.crash
+    if interrupted.is_set():
+        plan.interrupt("interrupted")
+    return not interrupted.is_set()
+
+
+@contextlib.contextmanager
+def _first_interrupt(stopping: threading.Event) -> Iterator[threading.Event]:
+    """Turn the first SIGINT into ``stopping``; a second one acts as it did before."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        interrupted.set()
+        stopping.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Switch off what Tune writes, prints and catches by itself."""
+    import logging
+
+    ours = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even at verbosity 0
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(ours)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

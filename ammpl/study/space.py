@@ -1,0 +1,303 @@
+"""The space file: what is fixed, what is searched, how, for how long, and how the result is confirmed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
+from ammpl.errors import UserError, did_you_mean, from_validation_error
+from ammpl.study.optuna_search import (
+    Direction,
+    MedianPruner,
+    Pruner,
+    Sampler,
+    TpeSampler,
+    read_pruner,
+    read_sampler,
+)
+from ammpl.study.parameters import Parameter, field_type, read_parameter
+from ammpl.study.yaml_file import read_yaml
+
+MOST_CORNERS = 512  # combinations of extreme values that are all tried before a study starts; beyond, a sample
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Objective(_Section):
+    """What is optimised: a metric that every evaluation during training reports."""
+
+    metric: str = Field("validation/accuracy", min_length=1)
+    direction: Direction = "maximize"
+
+    @field_validator("metric")
+    @classmethod
+    def _check(cls, metric: str) -> str:
+        if metric.startswith("test/"):
+            raise ValueError("tuning never sees the test split: choose a validation metric")
+        return metric
+
+
+class Budget(_Section):
+    """When the search ends: after this many trials."""
+
+    trials: int = Field(24, ge=1)
+
+
+class Confirm(_Section):
+    """What happens after the search.
+
+    Attributes:
+        top: how many of the best configurations are run again, on fresh repeats.
+        repeats: how many fresh repeats each of them, and each baseline, gets.
+        baselines: methods run on the same repeats with their published settings, untuned.
+    """
+
+    top: int = Field(3, ge=1)
+    repeats: int = Field(3, ge=1)
+    baselines: tuple[str, ...] = ("zero_shot", "coop")
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _check(cls, baselines: Any) -> Any:
+        if not isinstance(baselines, list | tuple):
+            return baselines
+        for name in baselines:
+            if name not in METHODS:
+                raise ValueError(f"{name!r} is no method ({did_you_mean(str(name), METHODS)})")
+        if len(set(baselines)) < len(baselines):
+            raise ValueError("each baseline must be named once")
+        return tuple(baselines)
+
+
+class SearchSpace(_Section):
+    """A space file, checked as a whole: every configuration it can give is a valid one.
+
+    Attributes:
+        version: of the file format.
+        name: names the study and its folder.
+        method: what is tuned, a key of :data:`ammpl.config.METHODS`.
+        seed: the study's seed: the sampler's, and with a repeat's number those of the trials. 0 is a seed like others.
+        repeats: the listed repeats that the search runs each configuration on; one for now.
+        fixed: values of a trial's fields by dotted name, over the method's settings.
+        parameters: what is searched, by dotted name, in the order of the file.
+        confirm: None ends the study with the search.
+    """
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    description: str = ""
+    method: str = "ammpl"
+    seed: int = Field(0, ge=0, lt=2**32)
+    repeats: tuple[int, ...] = (1,)
+    fixed: dict[str, Scalar] = {}
+    parameters: dict[str, Parameter]
+    objective: Objective = Objective()
+    sampler: Sampler = TpeSampler()
+    pruner: Pruner = MedianPruner()
+    budget: Budget = Budget()
+    confirm: Confirm | None = Confirm()
+
+    @field_validator("repeats", mode="before")
+    @classmethod
+    def _check_repeats(cls, repeats: Any) -> Any:
+        if not isinstance(repeats, list | tuple):
+            return repeats
+        if len(repeats) != 1 or type(repeats[0]) is not int or repeats[0] < 0:
+            raise ValueError("the search runs each configuration on one repeat: a list of one number, 0 or more")
+        return tuple(repeats)
+
+    @cached_property
+    def base(self) -> TrialConfig:
+        """The configuration before any parameter is set."""
+        return resolve(self.method, self.fixed)
+
+    @cached_property
+    def _base_values(self) -> dict[str, Scalar]:
+        return self.base.flat()
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
+        """Draw the active parameters from an Optuna trial, in the order of the file."""
+        return self._draw(lambda name, parameter: parameter.suggest(trial, name))
+
+    def config(self, params: Mapping[str, Scalar], repeat: int) -> TrialConfig:
+        """Return the complete configuration of one repeat.
+
+        Raises:
+            UserError: the values contradict each other.
+        """
+        seeds = SeedConfig.of_repeat(self.seed, repeat)
+        config = resolve(self.method, {**self.fixed, **params}, f"{self.name}: parameters")
+        return config.model_copy(update={"seeds": seeds})
+
+    def baseline(self, method: str, repeat: int) -> TrialConfig:
+        """Return another method's published configuration on this study's backbone and data."""
+        shared = {n: v for n, v in self.fixed.items() if n.startswith(("data.", "backbone."))}
+        config = resolve(method, shared, f"{self.name}: confirm.baselines")
+        return config.model_copy(update={"seeds": SeedConfig.of_repeat(self.seed, repeat)})
+
+    def fresh_repeats(self) -> list[int]:
+        """Return the repeats of the confirmation: the next numbers that the search does not use."""
+        wanted = self.confirm.repeats if self.confirm else 0
+        unused = (number for number in itertools.count(1) if number not in self.repeats)
+        return list(itertools.islice(unused, wanted))
+
+    def with_fixed(self, values: Mapping[str, Any], where: str) -> SearchSpace:
+        """Return the space with some fixed values replaced; raises UserError as :func:`parse_space` does."""
+        for name in values:
+            if name in self.parameters:
+                raise UserError(
+                    f"{where}: {name}", "is searched by this space", fix="remove it from the file's 'parameters'"
+                )
+        space = self.model_copy(update={"fixed": {**self.fixed, **values}})
+        space.check(where, f"{where}: ")
+        return space
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the space with every default written out, as plain data that :func:`parse_space` reads back.
+
+        Fields that follow from a searched one (a method's epochs from searched shots) are left to follow.
+        """
+        corners = [self.config(params, self.repeats[0]).flat() for params in self._corners()]
+        base = self._base_values
+        steady = {name for name in FIELD_NAMES if all(corner[name] == base[name] for corner in corners)}
+        written = [
+            name
+            for name in FIELD_NAMES
+            if name not in self.parameters and (name in self.fixed or name in steady) and not _elsewhere(name)
+        ]
+        data = self.model_dump(mode="json")
+        data["fixed"] = {name: base[name] for name in written}
+        data["parameters"] = {name: parameter.written() for name, parameter in self.parameters.items()}
+        return data
+
+    def check(self, where: str, fixed_where: str) -> None:
+        """Raise UserError unless all names exist, conditions can hold, and extreme values give valid trials."""
+        for name in self.fixed:
+            _check_name(name, fixed_where + name)
+            if name in self.parameters:
+                raise UserError(f"{where}: {name}", "must not be both fixed and searched")
+        base = resolve(self.method, self.fixed, fixed_where.rstrip(": ")).flat()
+        if not self.parameters:
+            raise UserError(f"{where}: parameters", "must name at least one parameter to search")
+        earlier: dict[str, Parameter] = {}
+        for name, parameter in self.parameters.items():
+            _check_name(name, f"{where}: parameters.{name}")
+            for other, allowed in parameter.when.items():
+                self._check_condition(f"{where}: parameters.{name}.when.{other}", other, allowed, earlier)
+            earlier[name] = parameter
+        for params in self._corners(base):
+            at = ", ".join(f"{name} = {value!r}" for name, value in params.items())
+            resolve(self.method, {**self.fixed, **params}, f"{where}: parameters, at {at}")
+        for method in self.confirm.baselines if self.confirm else ():
+            self.baseline(method, self.repeats[0])
+
+    def _check_condition(
+        self, where: str, other: str, allowed: tuple[Scalar, ...], earlier: Mapping[str, Parameter]
+    ) -> None:
+        _check_name(other, where)
+        if other in self.parameters and other not in earlier:
+            raise UserError(where, "is searched further down", fix="a condition looks back: move that parameter up")
+        for value in allowed:
+            try:
+                field_type(other).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise from_validation_error(error, where) from None
+            if other in earlier and not earlier[other].can_be(value):
+                raise UserError(where, "can never hold: the parameter does not take this value", got=value)
+
+    def _draw(self, draw: Any, base: Mapping[str, Scalar] | None = None) -> dict[str, Scalar]:
+        values = dict(base or self._base_values)
+        params: dict[str, Scalar] = {}
+        for name, parameter in self.parameters.items():
+            if all(values[other] in allowed for other, allowed in parameter.when.items()):
+                params[name] = values[name] = draw(name, parameter)
+        return params
+
+    def _corners(self, base: Mapping[str, Scalar] | None = None) -> Iterator[dict[str, Scalar]]:
+        """Yield parameters at their extremes: all combinations where they are few, else each value and some more."""
+        extremes = {name: parameter.extremes() for name, parameter in self.parameters.items()}
+        combinations = 1
+        for values in extremes.values():
+            combinations *= len(values)
+        if combinations <= MOST_CORNERS:
+            for corner in itertools.product(*extremes.values()):
+                chosen = dict(zip(extremes, corner, strict=True))
+                yield self._draw(lambda name, _, chosen=chosen: chosen[name], base)
+        else:
+            dice = random.Random(0)
+            for name, values in extremes.items():
+                for value in values:
+                    fixed = {name: value}
+                    yield self._draw(lambda n, _, f=fixed: f[n] if n in f else dice.choice(extremes[n]), base)
+            for _ in range(MOST_CORNERS):
+                yield self._draw(lambda name, _: dice.choice(extremes[name]), base)
+
+
+def _elsewhere(name: str) -> bool:
+    return name == "method" or name.startswith("seeds.")
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in FIELD_NAMES:
+        raise UserError(where, "unknown name", fix=did_you_mean(name, [n for n in FIELD_NAMES if not _elsewhere(n)]))
+    if name == "method":
+        raise UserError(where, "the method is the study's own key", fix="write 'method:' at the top of the file")
+    if _elsewhere(name):
+        raise UserError(where, "seeds come from the study's 'seed' and 'repeats'", fix="set those")
+
+
+def load_space(path: Path) -> SearchSpace:
+    """Read a space file.
+
+    Raises:
+        UserError: the file is unreadable, no YAML, or breaks a rule; names file, field, rule, value and fix.
+    """
+    return parse_space(read_yaml(path), path.name)
+
+
+def parse_space(raw: Any, where: str) -> SearchSpace:
+    """Build a space from plain data; ``where`` names it in errors. Raises UserError as :func:`load_space`."""
+    if raw is None:
+        raise UserError(where, "is empty", fix="start from search_spaces/default.yaml")
+    if not isinstance(raw, Mapping):
+        raise UserError(where, "must be a mapping of keys such as 'name' and 'parameters'", got=raw)
+    for key in raw:
+        if key not in SearchSpace.model_fields:
+            raise UserError(f"{where}: {key}", "unknown key", fix=did_you_mean(str(key), SearchSpace.model_fields))
+    data = dict(raw)
+    if "method" in data and data["method"] not in METHODS:
+        raise UserError(
+            f"{where}: method", "is unknown", got=data["method"], fix=did_you_mean(str(data["method"]), METHODS)
+        )
+    if "sampler" in data:
+        data["sampler"] = read_sampler(data["sampler"], f"{where}: sampler")
+    if "pruner" in data:
+        data["pruner"] = read_pruner(data["pruner"], f"{where}: pruner")
+    if isinstance(data.get("parameters"), Mapping):
+        data["parameters"] = {
+            name: read_parameter(parameter, f"{where}: parameters.{name}")
+            for name, parameter in data["parameters"].items()
+        }
+    if data.get("fixed", {}) is None:  # "fixed:" with nothing under it
+        data["fixed"] = {}
+    known = [
+        f"{section}.{option}"
+        for section, model in (("objective", Objective), ("budget", Budget), ("confirm", Confirm))
+        for option in model.model_fields
+    ]
+    try:
+        space = SearchSpace.model_validate(data)
+    except ValidationError as error:
+        raise from_validation_error(error, where, known) from None
+    space.check(where, f"{where}: fixed.")
+    return space

@@ -1,0 +1,77 @@
+"""The worker's side of a trial: an Execute driven one evaluation at a time, its failures turned into words."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ammpl.study.trial import Execute, Trial
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trial measured at a step."""
+
+    step: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class End:
+    """A trial ran out (``failure`` is None) or raised."""
+
+    seconds: float
+    failure: str | None = None
+
+
+class Attempt:
+    """One run of a trial in its own folder.
+
+    Args:
+        folder: the trial's own; created here. A failure leaves its traceback in ``error.txt``.
+    """
+
+    def __init__(self, execute: Execute, trial: Trial, folder: Path):
+        self._start = time.perf_counter()
+        self._execute = execute
+        self._trial = trial
+        self._folder = folder
+        self._evaluations: Iterator[tuple[int, dict[str, float]]] | None = None
+
+    def next(self) -> Evaluation | End:
+        """Run to the next evaluation or to the end."""
+        try:
+            if self._evaluations is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._evaluations = self._execute(self._trial, self._folder)
+            step, metrics = next(self._evaluations)
+            return Evaluation(int(step), {name: float(value) for name, value in metrics.items()}, self._seconds())
+        except StopIteration:
+            return End(self._seconds())
+        except Exception as error:
+            text = " ".join(str(error).split())
+            reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            return End(self._seconds(), reason)
+
+    def close(self) -> None:
+        """Stop the trial where it is, so that the execute's own clean-up runs."""
+        close = getattr(self._evaluations, "close", None)
+        if close is not None:
+            close()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train a trial of the search or the confirmation; score one of the test phase on the sealed split."""
+    from ammpl.training import run  # imports torch: here, in the worker, and not in the driver
+
+    if trial.phase == "test":
+        return run.test(trial.config, trial.learnables, folder)
+    return run.train(trial.config, folder)
