@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from ammpl.config import DataConfig
+from ammpl.data.dataset import Split, open_dataset
+from ammpl.data.task import base_and_new, fit, load_task, load_test, sample_shots
+from ammpl.errors import UserError
+
+
+def numbered(labels: list[int]) -> Split:
+    """Images whose pixels are their own position."""
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    return Split(images, torch.tensor(labels), tuple("abc"[: max(labels) + 1]))
+
+
+def test_sampling_is_the_published_rule():
+    """Worked out by hand: labels in order of first appearance, random.sample of each, one stream."""
+    labels = [1, 0, 1, 0, 0, 1, 1, 0]
+    stream = random.Random(1)
+    expected = stream.sample([0, 2, 5, 6], 2) + stream.sample([1, 3, 4, 7], 2)
+    assert sample_shots(numbered(labels), 2, random.Random(1)) == expected
+    # The literal draw for seed 1, so that a change of Python's generator would be noticed.
+    assert random.Random(1).sample(range(10), 3) == [2, 1, 4]
+
+
+def test_a_class_with_fewer_images_gives_all_of_them():
+    assert sample_shots(numbered([0, 0, 1, 0]), 3, random.Random(0))[-1] == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tasks_are_decided_by_their_seed(seed):
+    config = DataConfig(shots=4)
+    load_task.cache_clear()
+    first = load_task(config, seed, 28)
+    load_task.cache_clear()
+    again = load_task(config, seed, 28)
+    assert torch.equal(first.train.images, again.train.images)
+    assert not torch.equal(first.train.images, load_task(config, seed + 1, 28).train.images)
+    assert torch.bincount(first.train.labels).tolist() == [4] * 10
+    assert torch.bincount(first.validation.labels).tolist() == [4] * 10
+
+
+def test_validation_follows_the_protocol_unless_asked():
+    assert len(load_task(DataConfig(shots=1), 1, 28).validation) == 10  # min(shots, 4)
+    assert len(load_task(DataConfig(shots=16), 1, 28).validation) == 40
+    assert len(load_task(DataConfig(shots=16, validation_shots=40), 1, 28).validation) == 400
+
+
+def test_digits_split_by_place_in_class():
+    """Pool: the first 90 images of each class; the sealed test: the other 897."""
+    digits = open_dataset("digits")
+    assert torch.bincount(digits.train.labels).tolist() == [50] * 10
+    assert torch.bincount(digits.validation.labels).tolist() == [40] * 10
+    test = digits.open_test()
+    assert len(test) == 897
+    target = torch.from_numpy(load_digits().target)
+    sevens = (target == 7).nonzero()[:, 0]
+    assert (test.labels == 7).sum() == len(sevens) - 90
+    together = torch.cat([digits.train.images, digits.validation.images, test.images])
+    assert together.shape == (1797, 3, 28, 28) and together.dtype == torch.uint8
+
+
+def test_training_validation_and_test_never_share_an_image():
+    digits = open_dataset("digits")
+    rows = [
+        {image.numpy().tobytes() for image in split.images}
+        for split in (digits.train, digits.validation, digits.open_test())
+    ]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+
+
+def test_base_and_new_classes():
+    assert base_and_new(5) == ([0, 1, 2], [3, 4])
+    config = DataConfig(task="base_to_new", shots=2)
+    task = load_task(config, 1, 28)
+    assert task.train.class_names == ("zero", "one", "two", "three", "four")
+    # The images are those of the all-class sample with the same seed.
+    everything = load_task(DataConfig(shots=2), 1, 28).train
+    assert torch.equal(task.train.images, everything.of_classes([0, 1, 2, 3, 4]).images)
+    test = load_test(config, 28)
+    assert test["new"].class_names == ("five", "six", "seven", "eight", "nine")
+    assert sorted(test["new"].labels.unique().tolist()) == [0, 1, 2, 3, 4]
+    assert len(test["base"]) + len(test["new"]) == 897
+
+
+def test_images_are_resized_for_other_backbones():
+    split = Split(torch.zeros(2, 3, 30, 40, dtype=torch.uint8), torch.zeros(2).long(), ("a",))
+    assert fit(split, 16, "bicubic").images.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "digit"}, "data.name: unknown data set, got 'digit'. Fix: did you mean 'digits'"),
+        ({"shots": 51}, "data.shots: class 'zero' of digits has 50 images there, got 51. Fix: at most 50"),
+        ({"validation_shots": 41}, "data.validation_shots: class 'zero' of digits has 40 images there, got 41"),
+    ],
+)
+def test_impossible_tasks_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        load_task(DataConfig(**values), 1, 28)
