@@ -181,6 +181,11 @@ class ModelConfig(_Config):
                 f"interaction.direction {self.interaction.direction!r} adds to a learned text context, and "
                 "text.context is 'fixed': use 'text_to_image' or 'none'"
             )
+        if self.mask.kind != "none" and self.padding.content == "text" and not self.text_to_image:
+            raise ValueError(
+                "padding.content 'text' is what N2 writes, so it needs interaction.direction 'both' or "
+                f"'text_to_image' and a depth of 1 or more, got {self.interaction.direction!r} and {self.padding.depth}"
+            )
         return self
 
 

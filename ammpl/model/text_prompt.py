@@ -94,7 +94,7 @@ class TextPrompt(nn.Module):
         # Names are read as the field does: underscores are spaces.
         readable = [name.replace("_", " ") for name in names]
         if self.config.context == "fixed":
-            fixed = self.backbone.encode_texts([self.template.format(name) for name in readable])
+            fixed = self.backbone.encode_texts([self.template.replace("{}", name) for name in readable])
             nothing = torch.empty(len(names), 0, self.backbone.text_width)
             return Classes(tuple(names), trained, nothing, torch.empty(0), fixed)
         start, end = self.backbone.start_and_end_ids

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ammpl.config import FIELD_DEFAULTS, FIELD_NAMES, METHODS, SeedConfig, TrialConfig, resolve
+from ammpl.errors import UserError
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resolves_with_its_own_settings(method):
+    config = resolve(method, {})
+    assert config.method == method
+    assert TrialConfig.model_validate_json(config.canonical_json()) == config
+
+
+def test_identity_is_the_content():
+    a = resolve("ammpl", {"model.mask.temperature": 1, "training.steps": 50})
+    b = resolve("ammpl", {"training.steps": 50, "model.mask.temperature": 1.0})
+    assert a == b and a.sha256 == b.sha256
+    assert a.sha256 != resolve("ammpl", {"training.steps": 51}).sha256
+    # The identity of a published configuration may only change together with the format's version.
+    assert len(a.sha256) == 64
+
+
+def test_flat_and_back():
+    config = resolve("cocoop", {"data.shots": 4})
+    assert list(config.flat()) == list(FIELD_NAMES)
+    assert config.with_values({}) == config
+    assert config.with_values({"data.shots": 2}).data.shots == 2
+
+
+def test_published_settings_of_the_baselines():
+    """The protocol's table: SGD, lr .002, and epochs by shots."""
+    assert [resolve("coop", {"data.shots": shots}).training.epochs for shots in (1, 2, 4, 8, 16)] == [
+        50, 100, 100, 200, 200,
+    ]  # fmt: skip
+    cocoop = resolve("cocoop", {})
+    assert (cocoop.training.epochs, cocoop.training.batch_size, cocoop.training.learning_rate) == (10, 1, 0.002)
+    assert resolve("coop", {"training.steps": 50}).training.epochs is None
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("amml", {}, "unknown method, got 'amml'. Fix: did you mean 'ammpl'"),
+        (
+            "ammpl",
+            {"model.mask.temprature": 1.0},
+            "model.mask.temprature: unknown name. Fix: did you mean 'model.mask.temp",
+        ),
+        ("ammpl", {"model.mask.kind": "lerned"}, "model.mask.kind: must be 'learned'.* Fix: did you mean 'learned'"),
+        ("ammpl", {"training.steps": "100"}, "training.steps: must be a valid integer, got '100'"),
+        ("ammpl", {"training.steps": True}, "training.steps: must be a valid integer, got True"),
+        ("ammpl", {"data.shots": 0}, "data.shots: must be greater than or equal to 1, got 0"),
+        (
+            "ammpl",
+            {"training.learning_rate": float("nan")},
+            "learning_rate: must be a finite number, got nan",
+        ),
+        ("ammpl", {"training.steps": 5, "training.epochs": 5}, "training: give either 'steps' or 'epochs'"),
+        ("ammpl", {"training.schedule": "coop"}, "'schedule: coop' is stepped by the epoch"),
+        ("ammpl", {"model.text.context": "fixed"}, "adds to a learned text context"),
+        ("ammpl", {"model.text.init": "random"}, "'length' goes with 'init: random'"),
+        ("ammpl", {"model.text.template": "no name"}, "must hold '{}' exactly once"),
+        ("ammpl", {"model.text.context": "class", "data.task": "base_to_new"}, "no context for new classes"),
+        (
+            "coop",
+            {"model.mask.kind": "learned"},
+            "'coop' is defined by model.mask.kind = 'none', got 'learned'",
+        ),
+        ("zero_shot", {"training.steps": 5}, "method 'zero_shot' is defined by training.steps = 0"),
+        (
+            "ammpl",
+            {"model.text.context": "fixed", "model.interaction.direction": "none", "model.mask.kind": "none"},
+            "nothing is learned here",
+        ),
+    ],
+)
+def test_bad_values_are_refused_with_field_rule_and_value(method, values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        resolve(method, values, "space.yaml: fixed")
+    assert str(caught.value).startswith("space.yaml: fixed")
+    assert "\n" not in str(caught.value)
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-10, 10**6), st.floats(), st.text(max_size=8))
+
+
+@given(st.sampled_from(sorted(METHODS)), st.dictionaries(st.sampled_from(FIELD_NAMES) | st.text(max_size=5), scalars))
+def test_any_values_resolve_or_are_refused(method, values):
+    try:
+        config = resolve(method, values)
+    except UserError as error:
+        assert str(error)
+        return
+    assert resolve(method, {**config.flat(), "method": method}).sha256 == config.sha256
+
+
+@given(st.sampled_from(FIELD_NAMES))
+def test_defaults_stand_for_themselves(name):
+    assert resolve("ammpl", {name: FIELD_DEFAULTS[name]}) == resolve("ammpl", {})
+
+
+def test_repeats_share_data_and_differ_in_the_rest():
+    first, second = SeedConfig.of_repeat(0, 1), SeedConfig.of_repeat(0, 2)
+    assert (first.data, second.data) == (1, 2)
+    assert len({first.init, first.noise, second.init, second.noise}) == 4
+    assert SeedConfig.of_repeat(0, 1) == first
+    assert SeedConfig.of_repeat(1, 1).data == 1 and SeedConfig.of_repeat(1, 1).init != first.init
+    assert SeedConfig.of_repeat(0, 0).data == 0

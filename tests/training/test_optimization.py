@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from ammpl.config import resolve
+from ammpl.training.optimization import batches, schedule, steps_per_epoch, total_steps
+
+
+def training(**values):
+    method = values.pop("method", "ammpl")
+    return resolve(method, {f"training.{name}": value for name, value in values.items()}).training
+
+
+def test_cosine_goes_from_one_to_almost_zero():
+    factor = schedule(training(steps=100), images=160)
+    assert factor(0) == 1
+    assert factor(50) == pytest.approx(0.5)
+    assert 0 < factor(99) < 0.001
+
+
+def test_the_coop_schedule_is_the_published_one():
+    """Epoch 1 at 1e-5, epoch 2 at the full rate, epoch e at lr (1 + cos(pi (e - 2) / E)) / 2; never quite zero."""
+    config = training(method="coop")
+    assert (config.epochs, config.batch_size) == (200, 32)
+    factor, length = schedule(config, images=160), steps_per_epoch(160, 32)
+    assert length == 5
+    rates = [config.learning_rate * factor(step) for step in range(total_steps(config, 160))]
+    assert len(rates) == 1000
+    assert rates[:5] == pytest.approx([1e-5] * 5)
+    assert rates[5:10] == [0.002] * 5
+    expected = 0.002 * (1 + math.cos(math.pi * (200 - 2) / 200)) / 2
+    assert rates[-5:] == pytest.approx([expected] * 5)
+    assert expected > 0
+
+
+@pytest.mark.parametrize(("images", "size", "expected"), [(160, 16, 10), (10, 32, 1), (47, 32, 1), (64, 32, 2)])
+def test_the_last_partial_batch_is_dropped_unless_it_is_the_only_one(images, size, expected):
+    assert steps_per_epoch(images, size) == expected
+
+
+def test_every_epoch_is_a_new_order_of_all_images():
+    stream = batches(20, training(steps=10, batch_size=5), seed=3)
+    epochs = [torch.cat(list(itertools.islice(stream, 4))).tolist() for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
+    again = batches(20, training(steps=10, batch_size=5), seed=3)
+    assert torch.cat(list(itertools.islice(again, 4))).tolist() == epochs[0]
+
+
+def test_small_sets_make_one_small_batch():
+    assert len(next(batches(7, training(steps=1, batch_size=32), seed=0))) == 7
