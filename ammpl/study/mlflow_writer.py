@@ -81,22 +81,19 @@ class Writer:
 
     Args:
         study: the ``study`` event.
+        client: an ``MlflowClient``.
         reply: sends an object to the driver.
     """
 
-    def __init__(self, study: Event, reply: Callable[..., None]) -> None:
-        from mlflow.tracking import MlflowClient
-
-        reply(re="imported")
+    def __init__(self, study: Event, client: Any, reply: Callable[..., None]) -> None:
         self.study = study
+        self.client = client
         self.reply = reply
-        self.client = MlflowClient(study["uri"])
         self.children: dict[str, Child] = {}
         self.summary: Event | None = None
         self.stored = 0  # trials brought up to date, as a measure of progress
         self.delay, self.retry_at, self.last_error = FIRST_DELAY, 0.0, ""
         self.experiment_id, self.parent_id = self._open_parent()
-        reply(re="ready", parent={"experiment_id": self.experiment_id, "run_id": self.parent_id})
 
     # -- the parent run --
 
@@ -339,16 +336,17 @@ def serve(events: SimpleQueue[Event | None], reply: Callable[..., None]) -> int:
     study = events.get()
     if study is None:
         return 1
-    if not study["uri"].startswith("http"):
-        # A database that is not there is tried for 100 s by default.
-        import mlflow.store.db.utils
+    import mlflow.store.db.utils
+    from mlflow.tracking import MlflowClient
 
-        mlflow.store.db.utils.MAX_RETRY_COUNT = 3
+    reply(re="imported")
+    mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # a database that is not there would be tried for 100 s
     try:
-        writer = Writer(study, reply)
+        writer = Writer(study, MlflowClient(study["uri"]), reply)
     except Exception as error:
         reply(re="refused", text=_text(error))
         return 1
+    reply(re="ready", parent={"experiment_id": writer.experiment_id, "run_id": writer.parent_id})
     os.nice(5)  # training comes first
 
     ending: Event | None = None

@@ -44,6 +44,7 @@ _WRITER_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -181,7 +182,7 @@ class MLflowTracker:
                 "op": "start",
                 "key": trial.key,
                 "name": run_name(trial),
-                "folder": str((self._folder / "checkpoints" / trial.key).absolute()),
+                "folder": str(trial.folder(self._folder).absolute()),
                 "params": {name: _param(value) for name, value in values.items()},
                 "tags": {
                     "trial": trial.key,
