@@ -184,7 +184,7 @@ class ModelConfig(_Config):
         if self.mask.kind != "none" and self.padding.content == "text" and not self.text_to_image:
             raise ValueError(
                 "padding.content 'text' is what N2 writes, so it needs interaction.direction 'both' or "
-                f"'text_to_image' and a depth of 1 or more, got {self.interaction.direction!r} and {self.padding.depth}"
+                f"'text_to_image' and depth >= 1, got {self.interaction.direction!r} and {self.padding.depth}"
             )
         return self
 
