@@ -139,7 +139,9 @@ class Writer:
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
                 try:
-                    return str(self.client.create_experiment(name))
+                    # The UI then opens on runs, not on traces of language models.
+                    kind = {"mlflow.experimentKind": "custom_model_development"}
+                    return str(self.client.create_experiment(name, tags=kind))
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another study was faster: look again
                         raise

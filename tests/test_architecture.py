@@ -1,0 +1,76 @@
+"""Dependencies point one way: report -> study -> training -> model, data -> config. Imports in functions count too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ammpl"
+
+# What each part of the package may import from the others, besides errors, which are everybody's.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "model": {"config"},
+    "data": {"config"},
+    "training": {"model", "data", "config"},
+    "study": {"training", "model", "data", "config"},
+    "report": {"study", "training", "model", "data", "config"},
+    "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
+    "cli": {"report", "study", "training", "model", "data", "config"},
+}
+
+# One trial is a pure function of its configuration: it knows nothing of what schedules, samples, tracks or keeps it.
+MAY_NOT_IMPORT: dict[str, set[str]] = {
+    "model": {"ray", "optuna", "mlflow", "pyarrow", "rich"},
+    "training": {"ray", "optuna", "mlflow", "rich"},
+    "data": {"ray", "optuna", "mlflow", "rich"},
+}
+
+
+def parts() -> list[str]:
+    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    return sorted(found - {"__init__"})
+
+
+def imports(part: str) -> Iterator[tuple[str, str]]:
+    """Yield (file and line, imported module) of a part of the package."""
+    folder = PACKAGE / part
+    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                yield from ((where, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{where}: imports are absolute here"
+                module = node.module or ""
+                if module == "ammpl":
+                    yield from ((where, f"ammpl.{alias.name}") for alias in node.names)
+                else:
+                    yield where, module
+
+
+def test_every_part_has_its_place() -> None:
+    assert set(parts()) <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("part", parts())
+def test_dependencies_point_one_way(part: str) -> None:
+    allowed = MAY_IMPORT[part] | {part, "errors"}
+    wrong = [
+        f"{where} imports {module}"
+        for where, module in imports(part)
+        if module.startswith("ammpl.") and module.split(".")[1] in MAY_IMPORT.keys() - allowed
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("part", MAY_NOT_IMPORT)
+def test_a_trial_knows_nothing_of_the_study_around_it(part: str) -> None:
+    wrong = [
+        f"{where} imports {module}" for where, module in imports(part) if module.split(".")[0] in MAY_NOT_IMPORT[part]
+    ]
+    assert wrong == []
