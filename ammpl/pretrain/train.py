@@ -190,6 +190,7 @@ def export(model: open_clip.CLIP, tokenizer: Tokenizer, directory: Path) -> None
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt", "name": NAME})
+    (directory / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it readable to its owner alone
     tokenizer.vocabulary.write(directory)
     config = {
         "model_cfg": architecture(tokenizer.vocab_size),
