@@ -20,8 +20,12 @@ class Observers:
     """
 
     def __init__(self, observers: Sequence[Observer]):
-        self._observers = tuple(observers)
+        self._observers = list(observers)
         self._raised: dict[Observer, str] = {}
+
+    def join(self, *observers: Observer) -> None:
+        """Add observers at the end."""
+        self._observers += observers
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -168,6 +168,17 @@ class Plan:
         found = [(t, o) for t, o in self.finished if t.phase == phase and t.candidate == candidate]
         return sorted(found, key=lambda pair: pair[0].repeat)
 
+    def best(self, count: int) -> list[tuple[Trial, float]]:
+        """Return the best different configurations of the search with their last values, the best first."""
+        complete = [
+            (trial, outcome.value)
+            for trial, outcome in self.finished
+            if trial.phase == "search" and outcome.state is State.COMPLETE and outcome.value is not None
+        ]
+        ranked = sorted(complete, key=lambda pair: (self._cost(pair[1]), pair[0].number))
+        first = {trial.config.sha256: trial.key for trial, _ in reversed(ranked)}
+        return [(trial, value) for trial, value in ranked if first[trial.config.sha256] == trial.key][:count]
+
     def _trials(self) -> Iterator[Trial | None]:
         """Yield the study's trials in order, None while the next one depends on those that run."""
         yield from self._search_trials()
@@ -181,7 +192,7 @@ class Plan:
                 config = self.space.baseline(method, repeat)
                 yield Trial(f"confirm-{method}-r{repeat}", "confirm", method, None, repeat, config)
         yield from self._wait("search")
-        finalists = self._best(self.space.confirm.top)
+        finalists = [trial for trial, _ in self.best(self.space.confirm.top)]
         for trial in finalists:
             for repeat in repeats:
                 config = self.space.config(trial.params, repeat)
@@ -228,14 +239,6 @@ class Plan:
         while any(running.trial.phase == phase for running in self._running.values()):
             yield None
 
-    def _best(self, count: int) -> list[Trial]:
-        """Return the best different configurations of the search by their last value."""
-        complete = [(t, o.value) for t, o in self.finished if t.phase == "search" and o.state is State.COMPLETE]
-        ranked = sorted(complete, key=lambda pair: (self._cost(pair[1]), pair[0].number))
-        different = {trial.config.sha256: trial for trial, _ in reversed(ranked)}
-        kept = {trial.key for trial in different.values()}
-        return [trial for trial, _ in ranked if trial.key in kept][:count]
-
     def _confirmed_best(self, candidates: list[str]) -> str | None:
         """Return the candidate with the best mean over its repeats; one with failed repeats only if all have some."""
         means: list[tuple[int, float, int, str]] = []
@@ -246,10 +249,8 @@ class Plan:
                 means.append((-len(known), self._cost(statistics.fmean(known)), rank, candidate))
         return min(means)[-1] if means else None
 
-    def _cost(self, value: float | None) -> float:
+    def _cost(self, value: float) -> float:
         """Return the value so that less is better."""
-        if value is None:
-            return math.inf
         return -value if self.space.objective.direction == "maximize" else value
 
     def _value_names(self, trial: Trial) -> tuple[str, ...]:

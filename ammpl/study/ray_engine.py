@@ -1,4 +1,4 @@
-"""Ray Tune runs the plan's trials: a searcher that hands them out, a scheduler that stops them, a trainable that works.
+"""Ray Tune runs the plan's trials: a searcher hands them out, a scheduler stops them, a trainable does the work.
 
 All phases of a study are one ``Tuner.fit``, so the actors, and the backbone and data they hold, stay warm throughout.
 Ray's own storage, loggers and search algorithms are not used: what is decided is decided by the :class:`Plan`, on the
@@ -8,17 +8,17 @@ driver, and a worker that dies costs its trial a repetition under the same key.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray import tune
@@ -26,8 +26,9 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.plan import Plan
+from ammpl.study.ray_worker import worker_class
 from ammpl.study.trial import Execute, State, Trial
-from ammpl.study.worker import Attempt, End
+from ammpl.study.worker import End
 
 RETRIES = 2  # times that a trial whose worker died is run again
 
@@ -49,63 +50,10 @@ class Resources:
     gpus: float = 0.0
 
 
-class _TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
-    """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
-
-    execute: ClassVar[Execute]
-    study_folder: ClassVar[Path]
-    directory: ClassVar[str]
-    threads: ClassVar[int]
-
-    def setup(self, config: dict[str, Any]) -> None:
-        # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
-        if Path(self.directory).is_dir():
-            os.chdir(self.directory)
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
-            os.environ[variable] = str(self.threads)
-        if "torch" in sys.modules:  # a process that was used before reads no variable again
-            sys.modules["torch"].set_num_threads(self.threads)
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._attempt.close()
-        if Path(self.directory).is_dir():
-            os.chdir(self.directory)
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        trial: Trial = pickle.loads(config["trial"])
-        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder))
-
-    def step(self) -> dict[str, Any]:
-        # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
-        news = self._attempt.next()
-        return {"done": isinstance(news, End), "news": news}
-
-    def cleanup(self) -> None:
-        self._attempt.close()
-
-    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
-        filled.pop("config", None)  # the pickled trial, once more with every result
-        return filled
-
-
-def _worker_class(execute: Execute, folder: Path, threads: int) -> type[_TrialWorker]:
-    attributes = {
-        "execute": staticmethod(execute),
-        "study_folder": folder.absolute(),
-        "directory": str(Path.cwd()),
-        "threads": threads,
-    }
-    return type("TrialWorker", (_TrialWorker,), attributes)
-
-
 class _Bridge:
     """The plan as Ray's callbacks see it: Ray's trial ids, repetitions of lost trials, an end on request.
 
-    An exception in a callback would end as an errored Ray trial; it is kept instead, ends the run, and is raised after.
+    An exception in a callback would end as an errored Ray trial; it is kept, ends the run, and is raised after it.
     """
 
     def __init__(self, plan: Plan, concurrency: int):
@@ -117,10 +65,10 @@ class _Bridge:
         self.crash: BaseException | None = None
         self.stopping = threading.Event()
 
-    def suggest(self, ray_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, ray_id: str) -> Any:
         return self._safely(lambda: self._suggest(ray_id), Searcher.FINISHED)
 
-    def report(self, ray_id: str, news: Any) -> str:
+    def report(self, ray_id: str, news: Any) -> Any:
         return self._safely(lambda: self._report(ray_id, news), TrialScheduler.STOP)
 
     def complete(self, ray_id: str, news: Any) -> None:
@@ -129,21 +77,21 @@ class _Bridge:
     def lose(self, ray_id: str) -> None:
         self._safely(lambda: self._lose(ray_id), None)
 
-    def _suggest(self, ray_id: str) -> dict[str, Any] | str | None:
+    def _suggest(self, ray_id: str) -> Any:
         if self.stopping.is_set():
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         if len(self._active) >= self._concurrency:
             return None
         trial = self._lost.popleft() if self._lost else self._plan.next()
         if not isinstance(trial, Trial):
-            return None if trial is None else str(Searcher.FINISHED)
+            return None if trial is None else Searcher.FINISHED
         self._active[ray_id] = trial
         return {"trial": pickle.dumps(trial)}
 
-    def _report(self, ray_id: str, news: Any) -> str:
+    def _report(self, ray_id: str, news: Any) -> Any:
         trial = self._active.get(ray_id)
         stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
-        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def _complete(self, ray_id: str, news: Any) -> None:
         trial = self._active.pop(ray_id, None)
@@ -211,7 +159,7 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         super().__init__()
         self._bridge = bridge
         self._concurrency = concurrency
-        self._keeps_actors = False
+        self._keeps_actors = self._killed = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
@@ -219,7 +167,7 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
             tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._concurrency)
             self._keeps_actors = True
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         assert self._bridge is not None
         return self._bridge.report(trial.trial_id, result["news"])
 
@@ -233,7 +181,12 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         """Nothing: trials are never removed before they run."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Leave the order to Ray: first come, first served."""
+        """Leave the order to Ray: first come, first served. Called at each of Ray's steps."""
+        if self._bridge is not None and self._bridge.stopping.is_set() and not self._killed:
+            self._killed = True  # Ray would let each worker finish its step, which may take minutes
+            for trial in tune_controller.get_live_trials():
+                if trial.temporary_state.ray_actor is not None:
+                    ray.kill(trial.temporary_state.ray_actor)
 
     def debug_string(self) -> str:
         return "the study's plan"
@@ -278,9 +231,12 @@ def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -
     """
     bridge = _Bridge(plan, resources.concurrency)
     wanted = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
-    with tempfile.TemporaryDirectory(prefix="ammpl-", ignore_cleanup_errors=True) as scratch, _quiet_tune():
+    with (
+        tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
+        _tune_settings(resources.concurrency),
+    ):
         tuner = tune.Tuner(
-            tune.with_resources(_worker_class(execute, folder, resources.cpus), wanted),
+            tune.with_resources(worker_class(execute, folder, resources.cpus), wanted),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge, resources.concurrency),
@@ -328,11 +284,12 @@ def _first_interrupt(stopping: threading.Event) -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Switch off what Tune writes, prints and catches by itself."""
-    import logging
-
+def _tune_settings(concurrency: int) -> Iterator[None]:
+    """Switch off what Tune writes, prints and catches by itself, and let all actors start at once."""
     ours = {
+        # By default one after the other; Tune drops an actor that still starts when another one becomes idle, so
+        # that with trials shorter than a process's start only one actor would ever work.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(concurrency),
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even at verbosity 0

@@ -1,0 +1,88 @@
+"""What a study ran on, for the record: versions, machine, code, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "ammpl-study",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "numpy",
+    "ray",
+    "optuna",
+    "mlflow",
+    "pyarrow",
+    "scikit-learn",
+    "scipy",
+    "pydantic",
+)
+
+
+def describe_environment(ray_resources: Mapping[str, float], command: list[str]) -> dict[str, Any]:
+    """Return versions, machine, code revision and command line as plain data.
+
+    Nothing is imported to find a version, and torch is not asked for devices: the driver stays free of both.
+
+    Args:
+        ray_resources: what the Ray cluster offers in all.
+        command: the command line.
+    """
+    return {
+        "command": command,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "gpus": _gpus(),
+        "ray": {name: amount for name, amount in ray_resources.items() if name in ("CPU", "GPU", "memory")},
+        "code": _revision(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _gpus() -> list[str]:
+    query = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
+    return query.splitlines() if query else []
+
+
+def _revision() -> dict[str, Any]:
+    """Return the git commit of this package's sources and whether they were changed since."""
+    package = Path(__file__).resolve().parents[1]
+    commit = _output(["git", "-C", str(package), "rev-parse", "HEAD"])
+    if not commit:
+        return {}
+    changes = _output(["git", "-C", str(package), "status", "--porcelain", "--", str(package)])
+    return {"commit": commit, "modified": bool(changes)}
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

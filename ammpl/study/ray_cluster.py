@@ -1,0 +1,136 @@
+"""Connecting to Ray, and what a trial may get there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+
+from ammpl.config import TrialConfig
+from ammpl.errors import UserError
+from ammpl.study.ray_engine import Resources
+
+CONNECT_SECONDS = 5.0
+OBJECT_STORE_BYTES = 200 * 2**20  # trials exchange a few kilobytes; Ray would reserve a third of the memory
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine, for the length of the block.
+
+    A Ray that is connected already is used as it is and left running.
+
+    Args:
+        address: ``host:port`` of a cluster's head, or ``auto``; None starts a local cluster.
+
+    Raises:
+        UserError: nothing answers at ``address`` within seconds.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU trials see no change in CUDA's variables
+    scratch: str | None = None
+    try:
+        if address is None:
+            # Unix sockets below it: their paths may have 107 characters at most.
+            root = "/tmp" if Path("/tmp").is_dir() else None
+            scratch = tempfile.mkdtemp(prefix="ammpl-ray-", dir=root)
+            ray.init(
+                _temp_dir=scratch,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            _join(address)
+        yield
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    where, fix = "--ray-address", "start a head with 'ray start --head --port 6379' and give its HOST:6379"
+    if "://" in address:
+        raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
+        try:
+            # Ray itself would try for a minute.
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(where, f"nothing answers there ({reason})", got=address, fix=fix) from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(where, f"Ray cannot connect ({text})", got=address, fix=fix) from None
+
+
+def fit_resources(concurrency: int | None, gpus_per_trial: float | None) -> Resources:
+    """Return what a trial gets and how many run at a time on the connected cluster.
+
+    Args:
+        concurrency: trials at a time; None takes as many as fit.
+        gpus_per_trial: None takes one GPU a trial if the cluster has any.
+
+    Raises:
+        UserError: more is wanted than the cluster has.
+    """
+    cluster = ray.cluster_resources()
+    cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
+    wanted = (1.0 if gpus >= 1 else 0.0) if gpus_per_trial is None else gpus_per_trial
+    if wanted > gpus:
+        has = f"has {gpus:g}" if gpus else "has none"
+        raise UserError("--gpus-per-trial", f"the cluster {has}", got=wanted, fix="leave it out, or give 0")
+    if wanted > 1 and not float(wanted).is_integer():
+        raise UserError("--gpus-per-trial", "must be a whole number above 1", got=wanted)
+    if cpus < 1:
+        raise UserError("--ray-address", "the cluster has no CPU to give a trial")
+    fit = cpus
+    if wanted:
+        per_gpu = int(1 / wanted + 1e-9) if wanted < 1 else 0
+        fit = min(fit, int(gpus) * per_gpu if per_gpu else int(gpus / wanted))
+    if concurrency is not None and concurrency > fit:
+        each = f"1 CPU and {wanted:g} GPUs" if wanted else "1 CPU"
+        raise UserError(
+            "--concurrency", f"at most {fit} trials of {each} fit at a time", got=concurrency, fix="leave it out"
+        )
+    return Resources(concurrency=concurrency or fit, cpus=1, gpus=wanted)
+
+
+def _preflight(configs: list[TrialConfig], directory: str) -> None:
+    from ammpl.training import run  # imports torch: in the worker, whose process a trial then takes over
+
+    if Path(directory).is_dir():
+        os.chdir(directory)
+    for config in configs:
+        run.preflight(config)
+
+
+def preflight(configs: Sequence[TrialConfig], resources: Resources) -> None:
+    """Open, in a worker, everything that trials of these configurations need.
+
+    Raises:
+        UserError: what :func:`ammpl.training.run.preflight` finds wrong.
+    """
+    task = ray.remote(_preflight).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+    try:
+        ray.get(task.remote(list(configs), str(Path.cwd())))
+    except RayTaskError as error:
+        raise error.cause from None

@@ -1,0 +1,79 @@
+"""The Ray actor in which trials run, one after the other."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray import tune
+
+from ammpl.study.trial import Execute, Trial
+from ammpl.study.worker import Attempt, End
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
+    """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
+
+    execute: ClassVar[Execute]
+    study_folder: ClassVar[Path]
+    directory: ClassVar[str]
+    threads: ClassVar[int]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the thread count that the trial was given, and its first trial."""
+        for variable in THREAD_VARIABLES:
+            os.environ[variable] = str(self.threads)
+        if "torch" in sys.modules:  # a process that was used before reads no variable again
+            sys.modules["torch"].set_num_threads(self.threads)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial; the one before was stopped or has ended."""
+        self._attempt.close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
+        if Path(self.directory).is_dir():
+            os.chdir(self.directory)
+        trial: Trial = pickle.loads(config["trial"])
+        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder))
+
+    def step(self) -> dict[str, Any]:
+        """Run to the next evaluation or the end."""
+        # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
+        news = self._attempt.next()
+        return {"done": isinstance(news, End), "news": news}
+
+    def cleanup(self) -> None:
+        """Stop what runs."""
+        self._attempt.close()
+
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what Ray needs with each result, without the pickled trial, which it would send back each time."""
+        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
+        filled.pop("config", None)
+        return filled
+
+
+def worker_class(execute: Execute, folder: Path, threads: int) -> type[TrialWorker]:
+    """Return the trainable of one study.
+
+    Args:
+        execute: what to do with a trial; must be picklable.
+        folder: the study's.
+        threads: of each numerical library in a worker.
+    """
+    attributes = {
+        "execute": staticmethod(execute),
+        "study_folder": folder.absolute(),
+        "directory": str(Path.cwd()),
+        "threads": threads,
+    }
+    return type("StudyWorker", (TrialWorker,), attributes)

@@ -1,0 +1,201 @@
+"""A study on disk: an append-only event log, which is the truth, and Parquet tables made of it.
+
+docs/results.md has the schema of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ammpl.config import Scalar
+from ammpl.study.space import SearchSpace
+from ammpl.study.trial import Outcome, Trial
+
+LEAST_SECONDS = 3.0  # between two writings of the tables while a study runs,
+LARGEST_SHARE = 0.02  # or more, so that they cost at most this share of the time
+
+_TIME = pa.timestamp("us", tz="UTC")
+_TRIAL_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "phase": pa.string(),
+    "candidate": pa.string(),
+    "number": pa.int64(),
+    "repeat": pa.int64(),
+    "method": pa.string(),
+    "state": pa.string(),
+    "value": pa.float64(),
+    "step": pa.int64(),
+    "reason": pa.string(),
+    "seconds": pa.float64(),
+    "is_test": pa.bool_(),
+    "config_sha256": pa.string(),
+    "started": _TIME,
+    "ended": _TIME,
+}
+_CURVE_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "phase": pa.string(),
+        "candidate": pa.string(),
+        "number": pa.int64(),
+        "repeat": pa.int64(),
+        "step": pa.int64(),
+        "metric": pa.string(),
+        "value": pa.float64(),
+        "is_test": pa.bool_(),
+    }
+)
+
+
+class Records:
+    """Observer that keeps ``events.jsonl``, ``trials/trials.parquet`` and ``curves/curves.parquet``.
+
+    Each event is on its way to the disk when the call returns, and on it once its trial has finished.
+
+    Args:
+        folder: the study folder.
+        space: gives the searched parameters' columns their types.
+    """
+
+    def __init__(self, folder: Path, space: SearchSpace):
+        self._trials_file = folder / "trials" / "trials.parquet"
+        self._curves_file = folder / "curves" / "curves.parquet"
+        for path in (self._trials_file, self._curves_file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._params = {name: _param_type(space, name) for name in space.parameters}
+        self._started: dict[str, datetime] = {}
+        self._trials: list[dict[str, Any]] = []
+        self._curves: list[dict[str, Any]] = []
+        self._metrics: dict[str, None] = {}
+        self._log = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self._written = time.monotonic()
+        self._pause = LEAST_SECONDS
+
+    def trial_started(self, trial: Trial) -> None:
+        """Log the trial with its whole configuration."""
+        now = self._started[trial.key] = datetime.now(UTC)
+        self._append(
+            now,
+            "started",
+            trial,
+            phase=trial.phase,
+            candidate=trial.candidate,
+            number=trial.number,
+            repeat=trial.repeat,
+            config_sha256=trial.config.sha256,
+            params=dict(trial.params),
+            config=trial.config.model_dump(mode="json"),
+        )
+
+    def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the evaluation; add its points to the curves."""
+        self._append(datetime.now(UTC), "reported", trial, step=step, metrics=dict(metrics))
+        for name, value in metrics.items():
+            self._metrics.setdefault(name)
+            self._curves.append({**_identity(trial), "step": step, "metric": name, "value": value})
+        self._write_when_due()
+
+    def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
+        """Log how the trial ended, and see that it is on the disk."""
+        now = datetime.now(UTC)
+        ended = {
+            "state": str(outcome.state),
+            "value": outcome.value,
+            "step": outcome.step,
+            "reason": outcome.reason,
+            "seconds": outcome.seconds,
+        }
+        self._append(now, "finished", trial, **ended)
+        os.fsync(self._log.fileno())
+        self._trials.append(
+            {
+                **_identity(trial),
+                **ended,
+                "method": trial.config.method,
+                "config_sha256": trial.config.sha256,
+                "started": self._started.pop(trial.key, now),
+                "ended": now,
+                **{f"params.{name}": self._as_column(name, value) for name, value in trial.params.items()},
+                **{f"metrics.{name}": value for name, value in outcome.metrics.items()},
+            }
+        )
+        self._write_when_due()
+
+    def close(self) -> None:
+        """Write the tables a last time."""
+        self._write()
+        self._log.close()
+
+    def _append(self, now: datetime, event: str, trial: Trial, **more: Any) -> None:
+        line = {"event": event, "time": now.isoformat(), "key": trial.key, **more}
+        self._log.write(json.dumps(_finite(line), allow_nan=False, separators=(",", ":")) + "\n")
+        self._log.flush()
+
+    def _write_when_due(self) -> None:
+        if time.monotonic() - self._written >= self._pause:
+            self._write()
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        columns = {
+            **_TRIAL_COLUMNS,
+            **{f"params.{name}": kind for name, kind in self._params.items()},
+            **{f"metrics.{name}": pa.float64() for name in sorted(self._metrics)},
+        }
+        _replace(self._trials_file, pa.Table.from_pylist(self._trials, schema=pa.schema(columns)))
+        _replace(self._curves_file, pa.Table.from_pylist(self._curves, schema=_CURVE_SCHEMA))
+        self._written = time.monotonic()
+        self._pause = max(LEAST_SECONDS, (self._written - began) / LARGEST_SHARE)
+
+    def _as_column(self, name: str, value: Scalar) -> Scalar:
+        if self._params[name] == pa.string() and not isinstance(value, str | None):
+            return json.dumps(value)
+        return value
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    return {
+        "key": trial.key,
+        "phase": trial.phase,
+        "candidate": trial.candidate,
+        "number": trial.number,
+        "repeat": trial.repeat,
+        "is_test": trial.phase == "test",
+    }
+
+
+def _param_type(space: SearchSpace, name: str) -> pa.DataType:
+    """Return the column type that holds every value of a parameter; mixed ones become JSON text."""
+    parameter = space.parameters[name]
+    kinds = {type(value) for value in parameter.extremes() if value is not None}
+    if parameter.type == "float" or kinds == {float} or kinds == {int, float}:
+        return pa.float64()
+    if parameter.type == "int" or kinds == {int}:
+        return pa.int64()
+    return pa.bool_() if kinds == {bool} else pa.string()
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON data in which NaN and infinities, which JSON lacks, are the texts that ``float`` reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return value
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    """Write a table so that a reader finds either the old file or the new one, whole."""
+    draft = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, draft, compression="zstd")
+    draft.replace(path)

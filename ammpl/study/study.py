@@ -1,0 +1,177 @@
+"""A study from a checked space to a summary: its folder, its observers, its engine, its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import ray
+
+from ammpl.config import TrialConfig
+from ammpl.errors import UserError
+from ammpl.study import ray_cluster
+from ammpl.study.console import Console
+from ammpl.study.environment import describe_environment
+from ammpl.study.observers import Observers
+from ammpl.study.plan import Plan
+from ammpl.study.ray_engine import run_plan
+from ammpl.study.records import Records
+from ammpl.study.space import SearchSpace
+from ammpl.study.summary import Summary, summarize
+from ammpl.study.tracking import MLflowTracker
+from ammpl.study.trial import Execute, Observer
+from ammpl.study.worker import execute as train_or_test
+from ammpl.study.yaml_file import dump_yaml
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and with what a study runs; nothing here decides a number, except that parallel trials change the order.
+
+    Attributes:
+        output: the study folder; None makes ``studies/<name>-<time>``.
+        concurrency: trials at a time; None takes as many as fit.
+        gpus_per_trial: None takes one if the cluster has any.
+        ray_address: of a cluster; None runs on this machine.
+        tracking: whether MLflow is told.
+        tracking_uri: None takes MLflow's own default.
+        quiet: no view while it runs.
+    """
+
+    output: Path | None = None
+    concurrency: int | None = None
+    gpus_per_trial: float | None = None
+    ray_address: str | None = None
+    tracking: bool = True
+    tracking_uri: str | None = None
+    quiet: bool = False
+
+
+def run_study(
+    space: SearchSpace,
+    options: Options = Options(),
+    *,
+    execute: Execute | None = None,
+    observers: Sequence[Observer] = (),
+) -> Summary:
+    """Run a study to its end, or to the first Ctrl-C.
+
+    Args:
+        space: what to search, checked.
+        execute: what a worker does with a trial; None trains and tests.
+        observers: told of every trial, after the study's own.
+
+    Raises:
+        UserError: something the user can mend, found before any trial; nothing is left behind then.
+    """
+    check_output(options.output)
+    with ray_cluster.connected(options.ray_address):
+        resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
+        if execute is None:
+            ray_cluster.preflight(configurations(space), resources)
+        folder = create_folder(space.name, options.output)
+        try:
+            _describe(space, folder)
+            tracker = _tracker(space, folder, options)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        observer = Observers([Records(folder, space)])
+        plan = Plan(space, space.name, folder, observer)
+        view = Console(
+            {phase: total for phase, total in plan.totals.items() if total},
+            space.objective.metric,
+            space.objective.direction,
+            options.quiet,
+        )  # it needs the plan's totals, and the plan its observers: so it joins later
+        observer.join(view, *([tracker] if tracker else []), *observers)
+        began = time.monotonic()
+        completed = False
+        try:
+            completed = run_plan(plan, execute or train_or_test, folder, resources)
+        finally:
+            if not completed:  # also after a second Ctrl-C, or a fault of ours: what is known is kept
+                plan.interrupt("interrupted")
+            summary = summarize(plan, folder, interrupted=not completed, seconds=time.monotonic() - began)
+            plan.search.save(folder / "optuna.sqlite3")
+            _write(folder / "summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
+            if tracker:
+                tracker.summary(summary.flat_metrics(), summary.markdown(), interrupted=not completed)
+            observer.close()
+    return replace(
+        summary,
+        ui_command=tracker.ui_command if tracker else None,
+        problems=(*observer.problems, *(tracker.warnings if tracker else ())),
+    )
+
+
+def configurations(space: SearchSpace) -> list[TrialConfig]:
+    """Return one configuration of each kind that the study runs, for checks before it starts."""
+    repeat = space.repeats[0]
+    baselines = space.confirm.baselines if space.confirm else ()
+    return [space.config({}, repeat), *(space.baseline(method, repeat) for method in baselines)]
+
+
+def check_output(output: Path | None) -> None:
+    """Raise UserError if a study folder exists already; one is never overwritten."""
+    if output is None:
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(
+            "--output", "exists already, and a study never overwrites", got=str(output), fix="name another"
+        )
+
+
+def create_folder(name: str, output: Path | None) -> Path:
+    """Create and return the study folder.
+
+    Raises:
+        UserError: it exists already, or cannot be created.
+    """
+    check_output(output)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = output or Path("studies") / f"{name}-{stamp}"
+    try:
+        if output is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        for attempt in range(2, 1000):
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # another study of that name, in the same second
+                folder = folder.with_name(f"{name}-{stamp}-{attempt}")
+    except OSError as error:
+        raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder)) from None
+    return folder
+
+
+def _describe(space: SearchSpace, folder: Path) -> None:
+    _write(folder / "study.yaml", dump_yaml(space.resolved()))
+    environment = describe_environment(ray.cluster_resources(), sys.argv)
+    _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _tracker(space: SearchSpace, folder: Path, options: Options) -> MLflowTracker | None:
+    if not options.tracking:
+        return None
+    tracker = MLflowTracker(
+        tracking_uri=options.tracking_uri,
+        study_name=space.name,
+        folder=folder,
+        description=space.description,
+        tags={"method": space.method, "sampler": space.sampler.name, "pruner": space.pruner.name},
+        params=space.base.flat(),
+    )
+    tracker.check()
+    return tracker
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,206 @@
+"""What came out of a study: the winner and the baselines on the same repeats, in numbers and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ammpl.config import Scalar
+from ammpl.study.plan import Plan
+from ammpl.study.trial import Outcome, State, Trial
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric over repeats.
+
+    Attributes:
+        values: one a repeat, in the order of the repeats.
+        sd: standard deviation of a sample (ddof 1); None below two values.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Cell:
+        """Summarise at least one value."""
+        return cls(tuple(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    @property
+    def n(self) -> int:
+        """How many repeats."""
+        return len(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + (f" ± {self.sd:.4f}" if self.sd is not None else "") + f" (n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate: a configuration of the search, confirmed on fresh repeats, or a baseline.
+
+    Attributes:
+        candidate: the search trial's number as text, or the baseline's name.
+        tuned: whether its hyperparameters were searched in this study.
+        cells: by metric: the objective on the fresh repeats' validation data, and what the test phase measured.
+    """
+
+    candidate: str
+    method: str
+    tuned: bool
+    params: Mapping[str, Scalar]
+    cells: Mapping[str, Cell]
+
+    @property
+    def label(self) -> str:
+        """How the table calls it."""
+        if self.tuned:
+            return f"{self.method}, trial {self.candidate} (winner)"
+        return self.method if self.method == "zero_shot" else f"{self.method} (untuned)"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a study.
+
+    Attributes:
+        study: its name.
+        folder: where everything is.
+        interrupted: whether it was ended before its time.
+        objective: the metric that was optimised.
+        counts: trials by phase and state.
+        best: the search's best trial (number, value, params): a lucky draw until confirmed; None if none completed.
+        winner: the candidate with the best mean on fresh repeats, None if there is none.
+        rows: the winner and the baselines.
+        finalists: all confirmed configurations of the search, the winner among them.
+        test_openings: how often the study looked at the test split: 1, or 0 if it ended before.
+        seconds: wall time of the trials' phase.
+        reasons: why trials FAILED or were LOST, with how many each.
+        ui_command: opens the MLflow UI; None without tracking.
+        problems: what observers could not do.
+    """
+
+    study: str
+    folder: Path
+    interrupted: bool
+    objective: str
+    counts: Mapping[str, Mapping[str, int]]
+    best: Mapping[str, Any] | None
+    winner: str | None
+    rows: tuple[Row, ...]
+    finalists: tuple[Row, ...]
+    test_openings: int
+    seconds: float
+    reasons: Mapping[str, int]
+    ui_command: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the rows, the objective first, in a fixed order."""
+        found = {metric for row in self.rows for metric in row.cells}
+        return [m for m in (self.objective,) if m in found] + sorted(found - {self.objective})
+
+    def flat_metrics(self) -> dict[str, float]:
+        """Return every figure of the rows under one name: ``winner/test/accuracy/mean``."""
+        flat: dict[str, float] = {}
+        for row in self.rows:
+            name = "winner" if row.tuned else row.candidate
+            for metric, cell in row.cells.items():
+                flat[f"{name}/{metric}/mean"] = cell.mean
+                flat[f"{name}/{metric}/n"] = float(cell.n)
+                if cell.sd is not None:
+                    flat[f"{name}/{metric}/sd"] = cell.sd
+        return flat
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON data."""
+        data = dataclasses.asdict(self)
+        del data["ui_command"], data["problems"]
+        data["folder"] = self.folder.name
+        return data
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        header = ["method", *self.metrics]
+        lines = [header, ["---"] * len(header), *self._texts()]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+    def table(self) -> Table:
+        """Return the table for the terminal."""
+        table = Table("method", title=f"{self.study}: mean ± sd over fresh repeats", title_justify="left")
+        for metric in self.metrics:
+            table.add_column(metric, justify="right", no_wrap=True)
+        for texts in self._texts():
+            table.add_row(*texts)
+        return table
+
+    def _texts(self) -> Iterable[list[str]]:
+        for row in self.rows:
+            yield [row.label, *(str(row.cells[metric]) if metric in row.cells else "–" for metric in self.metrics)]
+
+
+def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) -> Summary:
+    """Return what a plan's ended trials amount to."""
+    space = plan.space
+    counts: dict[str, dict[str, int]] = {}
+    reasons: dict[str, int] = {}
+    for trial, outcome in plan.finished:
+        states = counts.setdefault(trial.phase, {})
+        states[str(outcome.state)] = states.get(str(outcome.state), 0) + 1
+        if outcome.reason:
+            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
+    finalists = dict.fromkeys(t.candidate for t, _ in plan.finished if t.phase == "confirm" and t.params)
+    baselines = space.confirm.baselines if space.confirm else ()
+    shown = [c for c in ((plan.winner, *baselines) if plan.winner else baselines) if _confirmed(plan, c)]
+    return Summary(
+        study=space.name,
+        folder=folder,
+        interrupted=interrupted,
+        objective=space.objective.metric,
+        counts=counts,
+        best=_best(plan),
+        winner=plan.winner,
+        rows=tuple(_row(plan, candidate) for candidate in shown),
+        finalists=tuple(_row(plan, candidate) for candidate in finalists if _confirmed(plan, candidate)),
+        test_openings=int("test" in counts),
+        seconds=seconds,
+        reasons=reasons,
+    )
+
+
+def _confirmed(plan: Plan, candidate: str) -> bool:
+    return any(outcome.state is State.COMPLETE for _, outcome in plan.outcomes("confirm", candidate))
+
+
+def _row(plan: Plan, candidate: str) -> Row:
+    objective = plan.space.objective.metric
+    confirmed = _complete(plan.outcomes("confirm", candidate))
+    tested = _complete(plan.outcomes("test", candidate))
+    cells = {objective: Cell.of([outcome.metrics[objective] for _, outcome in confirmed])}
+    for metric in sorted(
+        {metric for _, outcome in tested for metric in outcome.metrics if metric.startswith("test/")}
+    ):
+        cells[metric] = Cell.of([o.metrics[metric] for _, o in tested if metric in o.metrics])
+    trial = confirmed[0][0]
+    return Row(candidate, trial.config.method, bool(trial.params), trial.params, cells)
+
+
+def _complete(outcomes: Iterable[tuple[Trial, Outcome]]) -> list[tuple[Trial, Outcome]]:
+    return [(trial, outcome) for trial, outcome in outcomes if outcome.state is State.COMPLETE]
+
+
+def _best(plan: Plan) -> dict[str, Any] | None:
+    best = plan.best(1)
+    if not best:
+        return None
+    [(trial, value)] = best
+    return {"number": trial.number, "value": value, "params": dict(trial.params)}
