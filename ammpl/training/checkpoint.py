@@ -20,10 +20,8 @@ def save_learnables(model: AMMPL, config: TrialConfig, path: Path) -> None:
 
     The file appears whole or not at all.
     """
-    metadata = {
-        "config": config.canonical_json(),
-        "class_names": json.dumps(model.text_prompt.class_names),
-    }
+    # One key: safetensors writes several in no fixed order, and equal trials should leave equal files.
+    metadata = {"ammpl": json.dumps({"class_names": model.text_prompt.class_names, "config": config.model_dump()})}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata)
