@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +76,20 @@ def test_a_trial_knows_nothing_of_the_study_around_it(part: str) -> None:
         f"{where} imports {module}" for where, module in imports(part) if module.split(".")[0] in MAY_NOT_IMPORT[part]
     ]
     assert wrong == []
+
+
+def test_the_driver_starts_light() -> None:
+    """Seconds of imports belong to the processes that need them: workers torch, the tracker's writer MLflow."""
+    code = "import sys, ammpl.cli; print(*{'torch', 'open_clip', 'mlflow'} & sys.modules.keys())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == []
+
+
+def test_a_study_runs_without_torch_or_mlflow_in_its_driver() -> None:
+    code = "import sys, ammpl.study.study; print(*{'torch', 'open_clip', 'mlflow'} & sys.modules.keys())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == []

@@ -1,9 +1,13 @@
 """The process that talks to MLflow: reads events from stdin, answers on stdout, one JSON object a line.
 
-Started by :class:`ammpl.study.tracking.MLflowTracker` as a plain script; imports nothing of this package. What it
-could not store yet stays in memory and is tried again, so a store that is away for a while delays and loses nothing.
-Every step can be repeated without harm: a run is looked up by its trial's key before a second attempt to create it,
-and MLflow ignores a metric point whose time stamp, step and value it already has.
+Started by :class:`ammpl.study.mlflow_process.MLflowProcess` as a plain script; imports nothing of this package. The
+store's address is in MLFLOW_TRACKING_URI. What it could not store yet stays in memory and is tried again, so a store
+that is away for a while delays and loses nothing. Every step can be repeated without harm: a run is looked up by its
+trial's key before a second attempt to create it, and MLflow ignores a metric point whose time stamp, step and value it
+already has.
+
+Answers, by ``re``: ``imported``; ``ready`` with the ``parent`` run, or ``refused`` with a ``text``; ``kept`` with the
+``key`` of a trial whose end is stored; ``problem`` with a ``text``; ``done``.
 
 It ends when stdin does; without a ``close`` before that, the driver has died.
 """
@@ -111,6 +115,7 @@ class Writer:
         run_id = self._create(tags, experiment_id, self.study["name"], self.study["time"])
         self._log(run_id, params=self.study["params"])
         remembered = {"tracking_uri": self.study["shown_uri"], "experiment_id": experiment_id, "run_id": run_id}
+        link.parent.mkdir(parents=True, exist_ok=True)
         link.write_text(json.dumps(remembered, indent=2) + "\n", encoding="utf-8")
         return experiment_id, run_id
 
@@ -330,21 +335,21 @@ def _dataset_input(dataset: dict[str, str]) -> Any:
 
 def _text(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def serve(events: SimpleQueue[Event | None], reply: Callable[..., None]) -> int:
     """Work off events until ``close`` or the end of the pipe (None); return the process's exit code."""
-    study = events.get()
-    if study is None:
-        return 1
     import mlflow.store.db.utils
     from mlflow.tracking import MlflowClient
 
     reply(re="imported")
     mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # a database that is not there would be tried for 100 s
+    study = events.get()
+    if study is None:  # the study did not begin
+        return 0
     try:
-        writer = Writer(study, MlflowClient(study["uri"]), reply)
+        writer = Writer(study, MlflowClient(), reply)
     except Exception as error:
         reply(re="refused", text=_text(error))
         return 1

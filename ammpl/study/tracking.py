@@ -11,24 +11,18 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from ammpl.config import Scalar
 from ammpl.errors import UserError
 from ammpl.study.labels import run_name
+from ammpl.study.mlflow_process import DEFAULT_URI, MLflowProcess
 from ammpl.study.trial import Outcome, State, Trial
-
-DEFAULT_URI = "sqlite:///mlflow.db"
-"""MLflow's own default: a file in the working directory."""
 
 _STATUS = {
     State.COMPLETE: "FINISHED",
@@ -37,37 +31,23 @@ _STATUS = {
     State.LOST: "FAILED",
 }
 
-# In the writer only. The client's own defaults (7 retries of 120 s) would keep a study from starting for half an hour.
-_WRITER_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "OMP_NUM_THREADS": "1",
-}
-
 
 class MLflowTracker:
     """Observer that keeps a study in an MLflow store.
 
-    The writer starts at once and imports MLflow (2-4 s) while the caller starts Ray; :meth:`check` then says whether
-    the store answered.
-
     Args:
-        tracking_uri: any tracking URI of MLflow; None takes MLFLOW_TRACKING_URI, else the SQLite file ``mlflow.db``
-            in the working directory.
+        tracking_uri: any tracking URI of MLflow; None takes MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working
+            directory.
         study_name: names the experiment, ``ammpl-<study_name>``.
         folder: the study folder; its name becomes the parent run's. ``mlflow.json`` in it remembers the parent run, so
             that a study that goes on later goes on in the same runs.
         description: Markdown, shown at the head of the parent run.
         tags: of the parent run.
         params: of the parent run.
+        process: one that was started earlier, so that its import of MLflow overlaps with other work; it knows the URI.
 
     Attributes:
         warnings: after :meth:`close`, what MLflow does not have and why; empty when it has everything.
-        parent: after a successful :meth:`check`, ``experiment_id`` and ``run_id`` of the parent run.
 
     Example:
         >>> tracker = MLflowTracker(None, "default", Path("studies/default-1"), "question", {}, {})  # doctest: +SKIP
@@ -82,32 +62,18 @@ class MLflowTracker:
         description: str,
         tags: Mapping[str, str],
         params: Mapping[str, Scalar],
+        *,
+        process: MLflowProcess | None = None,
     ) -> None:
-        environment_uri = os.environ.get("MLFLOW_TRACKING_URI")
-        self._uri = tracking_uri or environment_uri or DEFAULT_URI
-        self._where = "MLFLOW_TRACKING_URI" if environment_uri and not tracking_uri else "--tracking-uri"
+        self._process = process or MLflowProcess(tracking_uri)
+        self._uri = self._process.uri
         self._folder = folder
-        self.warnings: tuple[str, ...] = ()
-        self.parent: dict[str, str] = {}
-        self._refusal: str | None = None
-        self._problems: list[str] = []
         self._told: set[str] = set()  # keys of trials that began
-        self._kept: set[str] = set()  # keys whose end MLflow has
-        self._done = self._closed = self._broken = False
-        self._answered, self._ended = threading.Event(), threading.Event()
-        self._last_reply = time.monotonic()
-        self._importing = True
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "mlflow.log"  # what MLflow says on stderr; removed when it said nothing
-        self._process = _start_writer(self._uri, self._log)
-        self._queue: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        threading.Thread(target=self._feed, name="mlflow-feed", daemon=True).start()
-        threading.Thread(target=self._listen, name="mlflow-listen", daemon=True).start()
+        self._closed = False
+        self.warnings: tuple[str, ...] = ()
         self._put(
             {
                 "op": "study",
-                "uri": self._uri,
                 "shown_uri": without_password(self._uri),
                 "experiment": f"ammpl-{study_name}",
                 "name": folder.name,
@@ -124,30 +90,39 @@ class MLflowTracker:
             }
         )
 
-    def check(self, seconds: float = 20.0) -> None:
+    def check(self, seconds: float | None = None) -> None:
         """Wait until the store has taken the parent run.
 
         Args:
-            seconds: how long the store may take, not counting the import of MLflow.
+            seconds: how long the store may take, not counting the import of MLflow; None is 30 for what lies behind a
+                network, and 120 for a SQLite file, whose creation takes MLflow 4 s on a machine with nothing to do.
 
         Raises:
             UserError: the store does not answer, refuses, or is not one that MLflow knows.
         """
+        seconds = seconds or (120.0 if self._uri.startswith("sqlite:") else 30.0)
         deadline = None
-        while not self._answered.wait(0.05):
-            if deadline is None and not self._importing:
+        while not self._process.answered.wait(0.05):
+            if deadline is None and "imported" in self._process.answers:
                 deadline = time.monotonic() + seconds
             if deadline is not None and time.monotonic() > deadline:
-                self._refusal = f"no answer within {seconds:g} s"
                 break
-        if not self._answered.is_set() or self._refusal or not self.parent:
-            self._kill()
+        if not self.parent:
+            reason = self._failure() if self._process.answered.is_set() else f"no answer within {seconds:g} s"
+            self._closed = True
+            self._process.end()
             raise UserError(
-                self._where,
-                f"the MLflow store cannot be used ({self._refusal or self._exit_text()})",
+                self._process.where,
+                f"the MLflow store cannot be used ({reason})",
                 got=without_password(self._uri),
                 fix=f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file",
             )
+
+    @property
+    def parent(self) -> dict[str, str]:
+        """The parent run's ``experiment_id`` and ``run_id``; empty as long as there is none."""
+        ready = self._process.answers.get("ready")
+        return ready[0]["parent"] if ready else {}
 
     @property
     def ui_command(self) -> str:
@@ -175,7 +150,6 @@ class MLflowTracker:
     def trial_started(self, trial: Trial) -> None:
         """Begin the trial's child run, or take it up again when the key is known."""
         self._told.add(trial.key)
-        self._kept.discard(trial.key)
         values = trial.config.flat()
         self._put(
             {
@@ -236,95 +210,50 @@ class MLflowTracker:
         """Wait until MLflow has everything, then fill :attr:`warnings`. Without a summary the parent run is KILLED.
 
         Args:
-            patience: seconds without any progress of the writer after which it is given up.
+            patience: seconds without any sign of progress after which the writer is given up.
         """
         if self._closed:
             return
         self._put({"op": "close"})
         self._closed = True
-        self._queue.put(None)
-        self._last_reply = time.monotonic()
+        self._process.close_pipe()
+        began, problems = time.monotonic(), []
         try:
-            while not self._ended.wait(0.1):
-                if time.monotonic() - self._last_reply > patience:
-                    self._problems.append(f"no progress for {patience:g} s")
+            while not self._process.ended.wait(0.1):
+                if time.monotonic() - max(began, self._process.heard_at) > patience:
+                    problems.append(f"no progress for {patience:g} s")
                     break
         finally:
-            self._kill()
-        self.warnings = self._missing()
-        if self._log.is_file() and self._log.stat().st_size == 0:
-            self._log.unlink()
-
-    # -- the other side --
+            self._process.end()
+        self.warnings = self._missing(problems)
+        if errors := self._process.errors():
+            (self._folder / "mlflow.log").write_text(errors, encoding="utf-8")
 
     def _put(self, event: dict[str, Any]) -> None:
-        if not self._broken and not self._closed:
-            self._queue.put({**event, "time": int(time.time() * 1000)})
+        if not self._closed:
+            self._process.send(event)
 
-    def _feed(self) -> None:
-        """Write the queue to the writer's pipe; a full pipe blocks this thread and nobody else."""
-        pipe = self._process.stdin
-        assert pipe is not None
-        try:
-            while (event := self._queue.get()) is not None:
-                pipe.write(json.dumps(event, default=float) + "\n")
-                pipe.flush()
-            pipe.close()
-        except (OSError, ValueError):  # the writer is gone: no use in keeping what would never be read
-            self._broken = True
+    def _failure(self) -> str:
+        """Return why the writer has ended."""
+        refused = self._process.answers.get("refused")
+        return refused[0]["text"] if refused else f"the writer process ended with exit code {self._process.end()}"
 
-    def _listen(self) -> None:
-        pipe = self._process.stdout
-        assert pipe is not None
-        for line in pipe:
-            reply = json.loads(line)
-            self._last_reply = time.monotonic()
-            match reply["re"]:
-                case "imported":
-                    self._importing = False
-                case "ready":
-                    self.parent = reply["parent"]
-                    self._answered.set()
-                case "refused":
-                    self._refusal = reply["text"]
-                    self._answered.set()
-                case "kept":
-                    self._kept.add(reply["key"])
-                case "problem":
-                    self._problems.append(reply["text"])
-                case "done":
-                    self._done = True
-        self._ended.set()
-        self._answered.set()
-
-    def _kill(self) -> None:
-        """End the writer by force if it has not ended, and collect it."""
-        self._closed = True
-        self._queue.put(None)
-        if not self._ended.is_set():
-            self._process.kill()
-        self._process.wait()
-
-    def _exit_text(self) -> str:
-        return f"the writer process ended with exit code {self._process.poll()}; see {self._log}"
-
-    def _missing(self) -> tuple[str, ...]:
-        missing = sorted(self._told - self._kept)
-        if self._done and not missing and not self._problems:
+    def _missing(self, problems: list[str]) -> tuple[str, ...]:
+        answers = self._process.answers
+        done = "done" in answers
+        kept = {answer["key"] for answer in answers.get("kept", ())}
+        missing = sorted(self._told - kept)
+        problems = list(dict.fromkeys(problems + [answer["text"] for answer in answers.get("problem", ())]))
+        if done and not missing and not problems:
             return ()
-        reasons = list(dict.fromkeys(self._problems))
-        if self._refusal:
-            reasons.append(self._refusal)
-        elif not self._done:
-            reasons.append(self._exit_text())
-        what = "the study's own figures"
+        if not done:
+            problems.append(self._failure())
+        what = "details" if done else "the study's own figures"
         if missing:
             shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             what = f"{len(missing)} of {len(self._told)} trials ({shown})"
-        elif self._done:
-            what = "details"
         return (
-            f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(reasons[:5]) or 'the store failed'}. "
+            f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
             f"The study is not affected; {self._folder / 'events.jsonl'} has everything.",
         )
 
@@ -332,24 +261,6 @@ class MLflowTracker:
 def without_password(uri: str) -> str:
     """Return a URI that can be shown and saved: ``postgresql://me:***@host/db``."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
-
-
-def _start_writer(uri: str, log: Path) -> subprocess.Popen[str]:
-    # Run as a file and with -P: the writer imports nothing of this package, so it starts as fast as MLflow imports
-    # and needs no sys.path of ours. Its own session: Ctrl-C reaches the driver alone, which then drains the writer.
-    script = Path(__file__).with_name("mlflow_writer.py")
-    environment = {**_WRITER_ENVIRONMENT, **os.environ, "MLFLOW_TRACKING_URI": uri}
-    with log.open("w") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-P", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,
-            text=True,
-            encoding="utf-8",
-        )
 
 
 def _param(value: Scalar) -> str:

@@ -11,21 +11,24 @@ from tests.integration.mlflow_store import mlflow_server
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real MLflow server, for the whole session."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
-
-
-@pytest.fixture(scope="session")
 def empty_sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store to copy: MLflow takes seconds to create one."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
+@pytest.fixture(scope="session")
+def mlflow_uri(empty_sqlite_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server, for the whole session."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_sqlite_store, folder / "server.db")
+    with mlflow_server(folder) as uri:
+        yield uri
+
+
 @pytest.fixture
 def sqlite_uri(empty_sqlite_store: Path, tmp_path: Path) -> str:
-    """A SQLite store of the test's own, without the seconds that MLflow takes to create one."""
+    """The address of a SQLite store of the test's own."""
     shutil.copy(empty_sqlite_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def finish(number: int) -> dict[str, Any]:
 def open_writer(uri: str, folder: Path, client: Any, replies: list[dict[str, Any]]) -> mlflow_writer.Writer:
     folder.mkdir(exist_ok=True)
     tags = {"mlflow.user": "me", "mlflow.source.name": "tune.py", "mlflow.source.type": "LOCAL"}
-    study = {"uri": uri, "shown_uri": uri, "experiment": "ammpl-demo", "name": "s", "folder": str(folder)}
+    study = {"shown_uri": uri, "experiment": "ammpl-demo", "name": "s", "folder": str(folder)}
     study |= {"params": {}, "description": "d", "tags": tags, "time": 1_700_000_000_000}
     return mlflow_writer.Writer(study, client, lambda **message: replies.append(message))
 
@@ -152,3 +153,15 @@ def test_a_deleted_experiment_is_left_alone(sqlite_uri: str, tmp_path: Path, mon
     open_writer(sqlite_uri, tmp_path / "study", client, [])
     found = client.get_experiment(parent(sqlite_uri, tmp_path / "study").info.experiment_id)
     assert (found.name, found.lifecycle_stage) == ("ammpl-demo-2", "active")
+
+
+@pytest.mark.parametrize("uri", ["gopher://host/x", "sqlite:////proc/none/mlflow.db", "http://127.0.0.1:9"])
+def test_a_store_that_cannot_be_used_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    events, replies = SimpleQueue[mlflow_writer.Event | None](), list[dict[str, Any]]()
+    tags = {"mlflow.user": "me"}
+    events.put({"shown_uri": uri, "experiment": "e", "name": "s", "folder": str(tmp_path), "tags": tags, "time": 0})
+    assert mlflow_writer.serve(events, lambda **message: replies.append(message)) == 1
+    assert [reply["re"] for reply in replies] == ["imported", "refused"]
+    assert list(tmp_path.iterdir()) == []

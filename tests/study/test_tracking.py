@@ -8,27 +8,35 @@ from pathlib import Path
 
 import pytest
 
+from ammpl.errors import UserError
 from ammpl.study import tracking
+from ammpl.study.mlflow_process import MLflowProcess
 from ammpl.study.tracking import MLflowTracker, without_password
 from ammpl.study.trial import State
 from tests.study.scripted import other_trial, outcome, trial
 
-ALWAYS_BUSY = "import time\nwhile True: time.sleep(60)"
+URI = "http://me:secret@host:5000/"
+SILENT = "import sys; sys.stdin.buffer.raw.read(1); import time; time.sleep(600)"
+REFUSING = """print('{"re": "imported"}'); print('{"re": "refused", "text": "no such store"}')"""
+READY = """
+print('{"re": "ready", "parent": {"experiment_id": "3", "run_id": "abc"}}', flush=True)
+import sys; sys.stdin.read()
+"""
 
 
-@pytest.fixture
-def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MLflowTracker:
-    """A tracker whose writer neither reads nor answers."""
+def tracker(folder: Path, monkeypatch: pytest.MonkeyPatch, writer: str, uri: str | None = URI) -> MLflowTracker:
+    """Return a tracker with such a program for a writer."""
 
-    def start(uri: str, log: Path) -> subprocess.Popen[str]:
+    def start(_: MLflowProcess) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", ALWAYS_BUSY], stdin=pipe, stdout=pipe, text=True)
+        return subprocess.Popen([sys.executable, "-c", writer], stdin=pipe, stdout=pipe, text=True)
 
-    monkeypatch.setattr(tracking, "_start_writer", start)
-    return MLflowTracker("http://me:secret@host:5000/", "demo", tmp_path / "study", "", {}, {})
+    monkeypatch.setattr(MLflowProcess, "_start", start)
+    return MLflowTracker(uri, "demo", folder, "", {}, {})
 
 
-def test_a_writer_that_hangs_holds_up_nothing_and_is_ended(stuck: MLflowTracker) -> None:
+def test_a_writer_that_hangs_holds_up_nothing_and_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = tracker(tmp_path, monkeypatch, SILENT)
     for number in range(200):  # far more than a pipe holds
         stuck.trial_started(trial(number))
         for step in range(20):
@@ -38,17 +46,42 @@ def test_a_writer_that_hangs_holds_up_nothing_and_is_ended(stuck: MLflowTracker)
     (warning,) = stuck.warnings
     assert "MLflow (http://me:***@host:5000/) lacks 200 of 200 trials (search-0000, " in warning
     assert "no progress for 0.2 s" in warning
-    assert stuck._process.returncode is not None
+    assert not Path(f"/proc/{stuck._process.pid}").exists()
     stuck.close()  # a second time does nothing
 
 
-def test_addresses_are_shown_without_passwords(stuck: MLflowTracker) -> None:
+def test_addresses_are_shown_without_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_password("postgresql+psycopg2://me:pa:ss@db/x") == "postgresql+psycopg2://me:***@db/x"
     assert without_password("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
-    assert stuck.ui_command == "http://me:***@host:5000/"
-    stuck.parent = {"experiment_id": "3", "run_id": "abc"}
-    assert stuck.run_url == "http://me:***@host:5000/#/experiments/3/runs/abc"
-    stuck.close(patience=0)
+    ready = tracker(tmp_path, monkeypatch, READY)
+    ready.check()
+    assert ready.ui_command == ready.run_url == "http://me:***@host:5000/#/experiments/3/runs/abc"
+    ready.close()
+
+
+def test_the_command_that_opens_a_file_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(Path(sys.executable).parents[1])
+    ready = tracker(tmp_path, monkeypatch, READY, uri=None)
+    assert ready.ui_command == f"bin/{Path(sys.executable).name} -m mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    ready.close()
+
+
+def test_a_store_that_refuses_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = tracker(tmp_path, monkeypatch, REFUSING)
+    with pytest.raises(
+        UserError, match=r"^--tracking-uri: the MLflow store cannot be used \(no such store\), got .*\*\*\*@"
+    ):
+        refused.check()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", URI)
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: the MLflow store cannot be used"):
+        tracker(tmp_path, monkeypatch, REFUSING, uri=None).check()
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = tracker(tmp_path, monkeypatch, """print('{"re": "imported"}', flush=True)\n""" + SILENT)
+    with pytest.raises(UserError, match=r"no answer within 0\.1 s"):
+        silent.check(seconds=0.1)
 
 
 def test_the_digest_of_the_data_changes_with_the_images_it_picks() -> None:
