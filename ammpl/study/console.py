@@ -38,7 +38,6 @@ class _Running:
 class _Finished:
     trial: Trial
     outcome: Outcome
-    seconds: float  # as the driver saw it, waiting for the worker included: that is what the time left is made of
 
 
 class Console:
@@ -111,9 +110,8 @@ class Console:
     def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
         """Count the trial, and say how it ended."""
         with self._lock:
-            running = self._running.pop(trial.key, None)
-            seconds = self._clock() - running.since if running else outcome.seconds
-            ended = self._finished[trial.key] = _Finished(trial, outcome, seconds)
+            self._running.pop(trial.key, None)
+            ended = self._finished[trial.key] = _Finished(trial, outcome)
             is_best = self._is_best(ended)
             if is_best:
                 self._best = ended
@@ -152,6 +150,7 @@ class Console:
     def seconds_left(self) -> float | None:
         """Estimate the time to the end from the trials that ended, pruned and failed ones too.
 
+        What a trial took is what its worker measured: the start of the first workers happens once and is no measure.
         Trials of a phase that has not begun are taken to last as long as complete trials of the search; for the test
         phase, which trains nothing, they are left out. None before the first trial has ended.
         """
@@ -159,9 +158,9 @@ class Console:
             ended, running, now = list(self._finished.values()), list(self._running.values()), self._clock()
             work = 0.0
             for phase, total in self._totals.items():
-                of_phase = [other.seconds for other in ended if other.trial.phase == phase]
+                of_phase = [other.outcome.seconds for other in ended if other.trial.phase == phase]
                 like = of_phase or [
-                    other.seconds
+                    other.outcome.seconds
                     for other in ended
                     if phase != "test" and other.outcome.state is State.COMPLETE and other.trial.phase == "search"
                 ]

@@ -107,13 +107,13 @@ def test_time_left_counts_what_is_to_come_at_the_pace_so_far(make: Make, clock: 
     console.trial_started(searched(0))
     console.trial_started(searched(1))  # two at once
     clock.now = 10.0
-    console.trial_finished(searched(0), outcome())
-    clock.now = 20.0
-    console.trial_finished(searched(1), outcome(State.PRUNED))
+    console.trial_finished(searched(0), outcome(seconds=10.0))
+    clock.now = 60.0
+    console.trial_finished(searched(1), outcome(State.PRUNED, seconds=20.0))  # the rest was its worker's start
     # Ten search trials of 15 s on average, two confirmations of 10 s as a complete trial; two run at once.
     assert console.seconds_left() == (10 * 15 + 2 * 10) / 2
     console.trial_started(searched(2))
-    clock.now = 25.0
+    clock.now = 65.0
     assert console.seconds_left() == (10 * 15 - 5 + 2 * 10) / 2
     clock.now = 500.0  # a trial that takes longer than any before is no reason for a negative time
     assert console.seconds_left() == (9 * 15 + 2 * 10) / 2
