@@ -220,7 +220,7 @@ class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
 def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -> bool:
     """Run a plan to its end on the connected Ray cluster.
 
-    The first SIGINT ends it cleanly: running trials are LOST with the reason ``interrupted``.
+    The first SIGINT or SIGTERM ends it cleanly: running trials are LOST with the reason ``interrupted``.
 
     Args:
         execute: what a worker does with a trial; must be picklable.
@@ -264,23 +264,28 @@ def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -
 
 @contextlib.contextmanager
 def _first_interrupt(stopping: threading.Event) -> Iterator[threading.Event]:
-    """Turn the first SIGINT into ``stopping``; a second one acts as it did before."""
+    """Turn the first SIGINT or SIGTERM into ``stopping``; a second one acts as it did before."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def interrupt(number: int, frame: Any) -> None:
         interrupted.set()
         stopping.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from ammpl.errors import UserError
+from ammpl.study.observers import Observers
+from ammpl.study.plan import FINISHED, Plan
+from ammpl.study.space import SearchSpace
+from ammpl.study.trial import State, Trial
+from tests.study.fakes import (
+    DEPTH,
+    PRUNERS,
+    TEMPERATURE,
+    Recorder,
+    accuracy,
+    execute,
+    optimized,
+    run_inline,
+    small_space,
+    told,
+)
+
+
+def _run(tmp_path: Path, execute: Any = execute, **changes: Any) -> tuple[Plan, Recorder]:
+    recorder = Recorder()
+    plan = Plan(small_space(**changes), "small", tmp_path, recorder)
+    run_inline(plan, tmp_path, execute)
+    return plan, recorder
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_one_at_a_time_the_search_is_what_plain_optuna_makes(tmp_path: Path, pruner: str, sampler: str) -> None:
+    options = {"startup_trials": 5} if sampler == "tpe" else {}
+    plan, _ = _run(
+        tmp_path,
+        pruner=PRUNERS[pruner][0],
+        sampler={"name": sampler, **options},
+        seed=3,
+        budget={"trials": 60},
+        confirm=None,
+    )
+    samplers = {
+        "tpe": optuna.samplers.TPESampler(n_startup_trials=5, seed=3),
+        "random": optuna.samplers.RandomSampler(seed=3),
+    }
+    expected = told(optimized(plan.space, pruner, samplers[sampler]))
+    assert told(plan.search.study) == expected
+    states = [state.name for _, state, *_ in expected]
+    assert set(states) == {"COMPLETE", "FAIL"} | ({"PRUNED"} if pruner != "none" else set())
+
+
+def test_the_best_are_confirmed_on_fresh_repeats_and_the_winner_is_tested_beside_the_baselines(tmp_path: Path) -> None:
+    plan, recorder = _run(tmp_path, confirm={"top": 2, "repeats": 3, "baselines": ["zero_shot", "coop"]})
+    phases = [trial.phase for trial in recorder.started]
+    assert phases == ["search"] * 12 + ["confirm"] * 12 + ["test"] * 9
+    assert {phase: phases.count(phase) for phase in plan.totals} == plan.totals
+    searched = [(o.value, t.number) for t, o in plan.finished if t.phase == "search" and o.state is State.COMPLETE]
+    best = [str(number) for _, number in sorted(searched, reverse=True)[:2]]
+    confirmed = {t.candidate for t in recorder.started if t.phase == "confirm"}
+    assert confirmed == {*best, "zero_shot", "coop"}
+    means = {c: sum(o.value for _, o in plan.outcomes("confirm", c)) / 3 for c in best}
+    assert plan.winner == max(best, key=means.__getitem__)
+    assert {t.candidate for t in recorder.started if t.phase == "test"} == {plan.winner, "zero_shot", "coop"}
+    for trial in recorder.started:
+        assert trial.config.seeds.data == trial.repeat
+        assert trial.repeat == 1 if trial.phase == "search" else trial.repeat in (2, 3, 4)
+
+
+def test_a_test_trial_has_the_config_and_the_learnables_of_its_confirmation(tmp_path: Path) -> None:
+    _, recorder = _run(tmp_path)
+    by_key = {trial.key: trial for trial in recorder.started}
+    tests = [trial for trial in recorder.started if trial.phase == "test"]
+    for trial in tests:
+        confirmed = by_key[trial.key.replace("test", "confirm")]
+        assert trial.config == confirmed.config
+        expected = None if trial.candidate == "zero_shot" else confirmed.folder(tmp_path) / "learnables.safetensors"
+        assert trial.learnables == expected
+        assert recorder.outcomes[trial.key].value == recorder.outcomes[trial.key].metrics["test/accuracy"]
+
+
+def test_a_configuration_drawn_twice_is_confirmed_once(tmp_path: Path) -> None:
+    plan, _ = _run(
+        tmp_path,
+        parameters={DEPTH: {"type": "int", "low": 1, "high": 3}},
+        pruner={"name": "none"},
+        confirm={"top": 5, "repeats": 1},
+    )
+    depths = [t.params[DEPTH] for t, _ in plan.finished if t.phase == "confirm" and t.params]
+    assert sorted(depths) == [1, 2, 3]
+    numbers = [t.number for t, _ in plan.best(3)]
+    assert numbers == sorted(numbers, key=lambda n: -plan.search.study.trials[n].value)
+
+
+def test_with_minimize_the_lowest_is_best(tmp_path: Path) -> None:
+    plan, _ = _run(tmp_path, objective={"metric": "train/loss", "direction": "minimize"})
+    values = [o.value for t, o in plan.finished if t.phase == "search" and o.state is State.COMPLETE]
+    assert plan.best(1)[0][1] == min(values)
+
+
+def test_a_candidate_whose_repeats_failed_wins_only_over_such(tmp_path: Path) -> None:
+    def unlucky(trial: Trial, folder: Path) -> Any:
+        best = trial.phase == "confirm" and trial.candidate == first
+        if best and trial.repeat == 3:
+            raise RuntimeError("no luck")
+        return execute(trial, folder)
+
+    first = _run(tmp_path / "a", confirm=None)[0].best(1)[0][0].candidate
+    plan, _ = _run(tmp_path / "b", unlucky, confirm={"top": 2, "repeats": 2})
+    assert plan.winner is not None
+    assert plan.winner != first
+    alone, recorder = _run(tmp_path / "c", unlucky, confirm={"top": 1, "repeats": 2})
+    assert alone.winner == first
+    assert [t.repeat for t in recorder.started if t.phase == "test" and t.candidate == first] == [2]
+
+
+def test_a_study_in_which_everything_fails_still_ends(tmp_path: Path) -> None:
+    def broken(trial: Trial, folder: Path) -> Any:
+        raise RuntimeError("broken")
+        yield
+
+    plan, recorder = _run(tmp_path, broken)
+    assert plan.winner is None
+    assert plan.best(1) == []
+    assert {o.reason for o in recorder.outcomes.values()} == {"RuntimeError: broken"}
+    assert {t.phase for t in recorder.started} == {"search", "confirm"}
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "state", "reason"),
+    [
+        ([], State.FAILED, "the trial ended without an evaluation"),
+        ([(10, {"validation/accuracy": math.nan})], State.FAILED, "the objective is NaN at step 10"),
+        (
+            [(10, {"train/loss": 1.0, "mask/keep_rate": 0.5})],
+            State.FAILED,
+            "the evaluation at step 10 has no 'validation/accuracy'; it has: mask/keep_rate, train/loss",
+        ),
+        ([(10, {"validation/accuracy": 0.5})], State.COMPLETE, None),
+    ],
+)
+def test_a_trial_without_a_value_is_failed(tmp_path: Path, evaluations: Any, state: State, reason: str | None) -> None:
+    plan, recorder = _run(
+        tmp_path, lambda trial, folder: iter(evaluations), budget={"trials": 2}, confirm=None, pruner={"name": "none"}
+    )
+    assert [(o.state, o.reason) for o in recorder.outcomes.values()] == [(state, reason)] * 2
+    attribute = [t.user_attrs["state"] for t in plan.search.study.trials]
+    assert attribute == [str(state)] * 2
+
+
+def test_a_step_that_comes_again_is_not_taken_again(tmp_path: Path) -> None:
+    recorder = Recorder()
+    plan = Plan(small_space(pruner={"name": "none"}), "small", tmp_path, recorder)
+    trial = plan.next()
+    assert isinstance(trial, Trial)
+    for step in (10, 20, 10, 20, 30):
+        assert not plan.report(trial, step, {"validation/accuracy": step / 100})
+    assert [step for step, _ in recorder.curves[trial.key]] == [10, 20, 30]
+    assert plan.search.study.trials[0].intermediate_values == {10: 0.1, 20: 0.2, 30: 0.3}
+
+
+def test_several_at_a_time_wait_for_what_they_depend_on(tmp_path: Path) -> None:
+    plan = Plan(small_space(budget={"trials": 2}, confirm={"top": 1, "repeats": 1}), "small", tmp_path, Recorder())
+    first, second, zero_shot, coop = (plan.next() for _ in range(4))
+    # The baselines fill the slots while the search's last trials run; the winner cannot be confirmed yet.
+    assert [t.key for t in (first, second, zero_shot, coop)] == [
+        "search-0000",
+        "search-0001",
+        "confirm-zero_shot-r2",
+        "confirm-coop-r2",
+    ]
+    assert plan.next() is None
+    for trial in (second, first):
+        plan.report(trial, 10, {"validation/accuracy": 0.1 * trial.number + 0.5})
+        plan.finish(trial, 1.0)
+    best = plan.next()
+    assert best.key == "confirm-0001-r2"
+    assert plan.next() is None
+    for trial in (zero_shot, coop, best):
+        plan.report(trial, 10, {"validation/accuracy": 0.5})
+        plan.finish(trial, 1.0)
+    tests = [plan.next() for _ in range(3)]
+    assert [t.key for t in tests] == ["test-0001-r2", "test-zero_shot-r2", "test-coop-r2"]
+    assert plan.next() is None
+    for trial in tests:
+        plan.report(trial, 0, {"test/accuracy": 0.5})
+        plan.finish(trial, 1.0)
+    assert plan.next() is FINISHED
+    assert plan.running == []
+
+
+def test_the_harmonic_mean_is_the_value_of_a_test_on_new_classes(tmp_path: Path) -> None:
+    plan = Plan(small_space(budget={"trials": 1}, confirm={"top": 1, "repeats": 1}), "small", tmp_path, Recorder())
+
+    def run(trial: Trial, folder: Path) -> Any:
+        if trial.phase == "test":
+            yield 0, {"test/base_accuracy": 0.9, "test/new_accuracy": 0.6, "test/harmonic_mean": 0.72}
+        else:
+            yield 10, {"validation/accuracy": 0.5}
+
+    run_inline(plan, tmp_path, run)
+    assert {o.value for t, o in plan.finished if t.phase == "test"} == {0.72}
+
+
+def test_an_interrupted_study_loses_what_ran_and_hands_out_nothing_more(tmp_path: Path) -> None:
+    recorder = Recorder()
+    plan = Plan(small_space(), "small", tmp_path, recorder)
+    trials = [plan.next(), plan.next()]
+    plan.report(trials[0], 10, {"validation/accuracy": 0.5}, seconds=2.5)
+    plan.interrupt("interrupted")
+    assert plan.next() is FINISHED
+    assert [(o.state, o.reason, o.seconds) for o in recorder.outcomes.values()] == [
+        (State.LOST, "interrupted", 2.5),
+        (State.LOST, "interrupted", 0.0),
+    ]
+    assert [t.state for t in plan.search.study.trials] == [optuna.trial.TrialState.FAIL] * 2
+    assert [t.user_attrs["state"] for t in plan.search.study.trials] == ["LOST"] * 2
+
+
+def test_values_that_contradict_each_other_only_together_fail_their_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of more combinations of extremes than can be tried beforehand, one may turn out not to go together.
+    honest = SearchSpace.config
+
+    def picky(self: SearchSpace, params: Any, repeat: int) -> Any:
+        if params.get(DEPTH) == 3:
+            raise UserError("parameters", "do not go together")
+        return honest(self, params, repeat)
+
+    monkeypatch.setattr(SearchSpace, "config", picky)
+    plan, recorder = _run(tmp_path, budget={"trials": 30}, confirm=None)
+    assert len(plan.search.study.trials) == 30
+    for trial in recorder.started:
+        failed = recorder.outcomes[trial.key].reason == "parameters: do not go together"
+        assert failed == (trial.params[DEPTH] == 3)
+
+
+def test_the_same_seed_gives_the_same_study_and_another_one_another(tmp_path: Path) -> None:
+    def curves(seed: int) -> dict[str, Any]:
+        return _run(tmp_path / str(seed), seed=seed)[1].curves
+
+    assert curves(0) == curves(0)
+    assert curves(0) != curves(1)
+
+
+def test_an_observer_that_raises_stops_neither_the_study_nor_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Recorder):
+        def trial_reported(self, *told: Any) -> None:
+            raise OSError("disk full")
+
+    recorder = Recorder()
+    observers = Observers([Broken(), recorder])
+    plan = Plan(small_space(budget={"trials": 3}, confirm=None), "small", tmp_path, observers)
+    run_inline(plan, tmp_path)
+    observers.close()
+    assert len(recorder.outcomes) == 3
+    assert recorder.closed
+    assert observers.problems == ("Broken.trial_reported: OSError: disk full",)
+    assert [record.message for record in caplog.records] == ["Broken failed in trial_reported; the study goes on"]
+
+
+def test_the_fake_has_something_to_find() -> None:
+    assert accuracy({TEMPERATURE: 0.5, DEPTH: 2}, 60) > accuracy({TEMPERATURE: 2.0, DEPTH: 4}, 60)
