@@ -201,7 +201,7 @@ def _named(kinds: Mapping[str, type[BaseModel]], raw: Any, where: str) -> Any:
     if not isinstance(raw, Mapping) or "name" not in raw:
         raise UserError(where, "must be a mapping with a 'name'", got=raw, fix=f"{{name: {next(iter(kinds))}}}")
     name = raw["name"]
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{where}.name", "is unknown", got=name, fix=did_you_mean(str(name), kinds))
     options = [option for option in kinds[name].model_fields if option != "name"]
     try:

@@ -13,7 +13,7 @@ import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
-from ammpl.errors import UserError, did_you_mean, from_validation_error
+from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
 from ammpl.study.optuna_search import (
     Direction,
     MedianPruner,
@@ -72,8 +72,8 @@ class Confirm(_Section):
         if not isinstance(baselines, list | tuple):
             return baselines
         for name in baselines:
-            if name not in METHODS:
-                raise ValueError(f"{name!r} is no method ({did_you_mean(str(name), METHODS)})")
+            if not isinstance(name, str) or name not in METHODS:
+                raise ValueError(f"{shorten(name)} is no method ({did_you_mean(str(name), METHODS)})")
         if len(set(baselines)) < len(baselines):
             raise ValueError("each baseline must be named once")
         return tuple(baselines)
@@ -159,7 +159,7 @@ class SearchSpace(_Section):
                     f"{where}: {name}", "is searched by this space", fix="remove it from the file's 'parameters'"
                 )
         space = self.model_copy(update={"fixed": {**self.fixed, **values}})
-        space.check(where, f"{where}: ")
+        space.check(where, where)
         return space
 
     def resolved(self) -> dict[str, Any]:
@@ -183,10 +183,10 @@ class SearchSpace(_Section):
     def check(self, where: str, fixed_where: str) -> None:
         """Raise UserError unless all names exist, conditions can hold, and extreme values give valid trials."""
         for name in self.fixed:
-            _check_name(name, fixed_where + name)
+            _check_name(name, f"{fixed_where}: {name}")
             if name in self.parameters:
                 raise UserError(f"{where}: {name}", "must not be both fixed and searched")
-        base = resolve(self.method, self.fixed, fixed_where.rstrip(": ")).flat()
+        base = resolve(self.method, self.fixed, fixed_where).flat()
         if not self.parameters:
             raise UserError(f"{where}: parameters", "must name at least one parameter to search")
         earlier: dict[str, Parameter] = {}
@@ -275,7 +275,7 @@ def parse_space(raw: Any, where: str) -> SearchSpace:
         if key not in SearchSpace.model_fields:
             raise UserError(f"{where}: {key}", "unknown key", fix=did_you_mean(str(key), SearchSpace.model_fields))
     data = dict(raw)
-    if "method" in data and data["method"] not in METHODS:
+    if isinstance(data.get("method"), str) and data["method"] not in METHODS:
         raise UserError(
             f"{where}: method", "is unknown", got=data["method"], fix=did_you_mean(str(data["method"]), METHODS)
         )
@@ -299,5 +299,5 @@ def parse_space(raw: Any, where: str) -> SearchSpace:
         space = SearchSpace.model_validate(data)
     except ValidationError as error:
         raise from_validation_error(error, where, known) from None
-    space.check(where, f"{where}: fixed.")
+    space.check(where, f"{where}: fixed")
     return space

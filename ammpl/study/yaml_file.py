@@ -12,6 +12,7 @@ import yaml
 from ammpl.errors import UserError
 
 LARGEST_FILE = 1 << 20  # bytes; a space file has a few kilobytes
+DEEPEST = 20  # levels; a space file has four
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,9 +68,7 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """Return the plain data that a YAML text holds; ``where`` names it in errors. Raises as :func:`read_yaml`."""
     try:
-        # An alias lets ten lines stand for a billion values, and no space file needs one.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise UserError(where, "must not use YAML aliases ('*name')", fix="write the value out")
+        _check_events(text, where)
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -77,10 +76,22 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(place, f"is not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(where, f"is not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(where, "is nested too deeply") from None
     except (ValueError, OverflowError) as error:  # PyYAML's own constructors, on numbers such as 0b2
         raise UserError(where, f"is not valid YAML: {error}") from None
+
+
+def _check_events(text: str, where: str) -> None:
+    """Refuse what a space file never needs and what could exhaust the machine: aliases, and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(where, "must not use YAML aliases ('*name')", fix="write the value out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise UserError(where, f"is nested too deeply (more than {DEEPEST} levels)")
 
 
 def dump_yaml(data: Any) -> str:
