@@ -143,7 +143,7 @@ class Backbone:
             if repad is not None and index > 0:
                 tokens = torch.cat([tokens[:, :1], repad(index, tokens[:, 1:])], dim=1)
             if block is not last:
-                tokens = _block(block, tokens, causal=False)
+                tokens, _ = _block(block, tokens, causal=False)
         class_BV = _block_one_row(last, tokens, rows_B=None)
         return cast(Tensor, visual.ln_post(class_BV) @ visual.proj)
 
@@ -188,9 +188,33 @@ class Backbone:
         tokens = embeddings_BLT + self.clip.positional_embedding[:L]
         *blocks, last = self.clip.transformer.resblocks
         for block in blocks:
-            tokens = _block(block, tokens, causal=True)
+            tokens, _ = _block(block, tokens, causal=True)
         end_BT = _block_one_row(last, tokens, rows_B=ends_B)
         return cast(Tensor, self.clip.ln_final(end_BT) @ self.clip.text_projection)
+
+    def text_features_of_prefixes(self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor) -> Tensor:
+        """Return features (B, C, D) of every prefix followed by every suffix.
+
+        Equal to :meth:`text_features` of the B x C concatenations, but what precedes the names is run once a prefix:
+        attention is causal, so it does not depend on what follows.
+
+        Args:
+            prefixes_BPT: start token and context, one for each image; before positions.
+            suffixes_CST: name, end token, then anything; before positions.
+            ends_C: index of the end token in each suffix.
+        """
+        (B, P, T), (C, S, _) = prefixes_BPT.shape, suffixes_CST.shape
+        positions = self.clip.positional_embedding
+        prefix = prefixes_BPT + positions[:P]
+        suffix = (suffixes_CST + positions[P : P + S]).expand(B, C, S, T).reshape(B * C, S, T)
+        *blocks, last = self.clip.transformer.resblocks
+        for block in blocks:
+            prefix, (k, v) = _block(block, prefix, causal=True)
+            suffix, _ = _block(block, suffix, causal=True, past=(_repeat(k, C), _repeat(v, C)))
+        k, v = _keys_and_values(last, prefix)
+        end_BT = _block_one_row(last, suffix, rows_B=ends_C.repeat(B), past=(_repeat(k, C), _repeat(v, C)))
+        features = self.clip.ln_final(end_BT) @ self.clip.text_projection
+        return cast(Tensor, features.view(B, C, -1))
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the features (n, D) of whole sentences, not normalised; no gradient."""
@@ -203,47 +227,81 @@ class Backbone:
             return self.text_features(self.embed_ids(ids), ends)
 
 
-def _block(block: Any, tokens_BLW: Tensor, *, causal: bool) -> Tensor:
-    """Run one residual attention block over all rows.
+KeysAndValues = tuple[Tensor, Tensor]
+"""Of one attention layer: each (B, H, rows, width of a head)."""
+
+
+def _block(
+    block: Any, tokens_BLW: Tensor, *, causal: bool, past: KeysAndValues | None = None
+) -> tuple[Tensor, KeysAndValues]:
+    """Run one residual attention block over all rows; return its output and the rows' keys and values.
 
     Linear layers see 2-D input: with 3-D input they fall into a batched product with copies in the backward pass.
+
+    Args:
+        block: open_clip's module.
+        tokens_BLW: its input.
+        causal: whether a row attends to itself and what precedes it, or to all rows.
+        past: of rows that precede these ones, already run.
     """
     B, L, W = tokens_BLW.shape
     H = block.attn.num_heads
     flat = tokens_BLW.reshape(B * L, W)
     qkv = F.linear(block.ln_1(flat), block.attn.in_proj_weight, block.attn.in_proj_bias)
     q, k, v = qkv.view(B, L, 3, H, W // H).permute(2, 0, 3, 1, 4)  # each (B, H, L, W / H)
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if past is None:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    else:
+        P = past[0].shape[2]
+        visible = torch.ones(L, P + L, dtype=torch.bool, device=q.device).tril(P)
+        mixed = F.scaled_dot_product_attention(
+            q, torch.cat([past[0], k], 2), torch.cat([past[1], v], 2), attn_mask=visible
+        )
     flat = flat + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).reshape(B * L, W)))
     flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
-    return cast(Tensor, flat.view(B, L, W))
+    return flat.view(B, L, W), (k, v)
 
 
-def _block_one_row(block: Any, tokens_BLW: Tensor, rows_B: Tensor | None) -> Tensor:
+def _block_one_row(block: Any, tokens_BLW: Tensor, rows_B: Tensor | None, past: KeysAndValues | None = None) -> Tensor:
     """Run the last block for the one row that is read from it; returns (B, W).
 
     Args:
-        block: a residual attention block.
+        block: open_clip's module.
         tokens_BLW: its input.
         rows_B: the row of each sequence, which attends to itself and what precedes it (causal); None is row 0
             attending to all (the class token).
+        past: of rows that precede these ones, already run.
     """
     B, L, W = tokens_BLW.shape
     H = block.attn.num_heads
-    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-    normed = block.ln_1(tokens_BLW.reshape(B * L, W))
-    kv = F.linear(normed, weight[W:], bias[W:])
-    k, v = kv.view(B, L, 2, H, W // H).permute(2, 0, 3, 1, 4)
+    k, v = _keys_and_values(block, tokens_BLW)
     if rows_B is None:
-        picked, normed_picked, visible = tokens_BLW[:, 0], normed.view(B, L, W)[:, 0], None
+        picked, visible = tokens_BLW[:, 0], None
     else:
-        index = torch.arange(B, device=tokens_BLW.device)
-        picked, normed_picked = tokens_BLW[index, rows_B], normed.view(B, L, W)[index, rows_B]
+        picked = tokens_BLW[torch.arange(B, device=tokens_BLW.device), rows_B]
         visible = (torch.arange(L, device=tokens_BLW.device) <= rows_B[:, None])[:, None, None]  # (B, 1, 1, L)
-    q = F.linear(normed_picked, weight[:W], bias[:W]).view(B, H, 1, W // H)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).reshape(B, W)
+    if past is not None:
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        visible = None if visible is None else F.pad(visible, (past[0].shape[2], 0), value=True)
+    q = F.linear(block.ln_1(picked), block.attn.in_proj_weight[:W], block.attn.in_proj_bias[:W])
+    mixed = F.scaled_dot_product_attention(q.view(B, H, 1, W // H), k, v, attn_mask=visible).reshape(B, W)
     row = picked + block.ls_1(block.attn.out_proj(mixed))
     return cast(Tensor, row + block.ls_2(block.mlp(block.ln_2(row))))
+
+
+def _keys_and_values(block: Any, tokens_BLW: Tensor) -> KeysAndValues:
+    """Return a block's keys and values of all rows, each (B, H, L, W / H)."""
+    B, L, W = tokens_BLW.shape
+    H = block.attn.num_heads
+    normed = block.ln_1(tokens_BLW.reshape(B * L, W))
+    kv = F.linear(normed, block.attn.in_proj_weight[W:], block.attn.in_proj_bias[W:])
+    k, v = kv.view(B, L, 2, H, W // H).permute(2, 0, 3, 1, 4)
+    return k, v
+
+
+def _repeat(heads_BHPE: Tensor, times: int) -> Tensor:
+    """Repeat each sequence's keys or values for the suffixes that follow it: (B, ...) -> (B * times, ...)."""
+    return heads_BHPE.repeat_interleave(times, dim=0) if times > 1 else heads_BHPE
 
 
 def _refuse_other_towers(clip: Any, name: str) -> None:

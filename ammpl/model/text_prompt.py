@@ -124,9 +124,16 @@ class TextPrompt(nn.Module):
         if classes.fixed_CD is not None:
             return classes.fixed_CD
         C, L, T = classes.embeddings_CLT.shape
-        per_class = self.config.context == "class"
-        context_CMT = self.context[classes.trained_C] if per_class else self.context.expand(C, -1, -1)
         before, after = classes.embeddings_CLT[:, :1], classes.embeddings_CLT[:, 1 + self.length :]
+        per_class = self.config.context == "class"
+        if not per_class and (shift_BGT is None or shift_BGT.shape[1] == 1):
+            # One context for all classes of an image: run it once, then every name after it.
+            context_BMT = self.context[None] if shift_BGT is None else self.context + shift_BGT
+            prefixes_BPT = torch.cat([before[:1].expand(len(context_BMT), -1, -1), context_BMT], dim=1)
+            ends_C = classes.ends_C - prefixes_BPT.shape[1]
+            features_BCD = self.backbone.text_features_of_prefixes(prefixes_BPT, after, ends_C)
+            return features_BCD[0] if shift_BGT is None else features_BCD
+        context_CMT = self.context[classes.trained_C] if per_class else self.context.expand(C, -1, -1)
         if shift_BGT is None:
             prompts_CLT = torch.cat([before, context_CMT, after], dim=1)
             return self.backbone.text_features(prompts_CLT, classes.ends_C)

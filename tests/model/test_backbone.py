@@ -50,6 +50,25 @@ def test_text_does_not_depend_on_what_follows_the_end_token(backbone):
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-5)
 
 
+def test_shared_prefixes_equal_whole_prompts(backbone64):
+    """Values, and gradients of prefixes and suffixes."""
+    generator = torch.Generator().manual_seed(0)
+    prefixes = torch.randn(3, 5, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    suffixes = torch.randn(4, 6, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor([2, 5, 3, 2])
+    found = backbone64.text_features_of_prefixes(prefixes, suffixes, ends)
+    whole = torch.cat([prefixes[:, None].expand(3, 4, 5, 32), suffixes.expand(3, 4, 6, 32)], 2).reshape(12, 11, 32)
+    expected = backbone64.text_features(whole, (ends + 5).repeat(3)).view(3, 4, -1)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for gradient, reference in zip(
+        torch.autograd.grad((found * weights).sum(), (prefixes, suffixes)),
+        torch.autograd.grad((expected * weights).sum(), (prefixes, suffixes)),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10)
+
+
 def test_a_published_architecture_with_quick_gelu():
     backbone = load_backbone(BackboneConfig(name="ViT-B-32-quickgelu", pretrained="random"))
     images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
