@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
 
 from tests.integration.mlflow_store import mlflow_server
@@ -32,3 +34,11 @@ def sqlite_uri(empty_sqlite_store: Path, tmp_path: Path) -> str:
     """The address of a SQLite store of the test's own."""
     shutil.copy(empty_sqlite_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray of two CPUs for all tests that need it; a study finds it connected and leaves it so."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
