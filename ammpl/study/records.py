@@ -25,36 +25,27 @@ LEAST_SECONDS = 3.0  # between two writings of the tables while a study runs,
 LARGEST_SHARE = 0.02  # or more, so that they cost at most this share of the time
 
 _TIME = pa.timestamp("us", tz="UTC")
-_TRIAL_COLUMNS: dict[str, pa.DataType] = {
+_IDENTITY: dict[str, pa.DataType] = {
     "key": pa.string(),
     "phase": pa.string(),
     "candidate": pa.string(),
     "number": pa.int64(),
     "repeat": pa.int64(),
-    "method": pa.string(),
+    "is_test": pa.bool_(),
+}
+_TRIAL_COLUMNS: dict[str, pa.DataType] = {
+    **_IDENTITY,
     "state": pa.string(),
     "value": pa.float64(),
     "step": pa.int64(),
     "reason": pa.string(),
     "seconds": pa.float64(),
-    "is_test": pa.bool_(),
+    "method": pa.string(),
     "config_sha256": pa.string(),
     "started": _TIME,
     "ended": _TIME,
 }
-_CURVE_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "phase": pa.string(),
-        "candidate": pa.string(),
-        "number": pa.int64(),
-        "repeat": pa.int64(),
-        "step": pa.int64(),
-        "metric": pa.string(),
-        "value": pa.float64(),
-        "is_test": pa.bool_(),
-    }
-)
+_CURVE_SCHEMA = pa.schema({**_IDENTITY, "step": pa.int64(), "metric": pa.string(), "value": pa.float64()})
 
 
 class Records:
