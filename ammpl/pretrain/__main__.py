@@ -1,4 +1,4 @@
-"""Command line: ``python -m ammpl.pretrain --fonts DIR... --out DIR --steps 1500 --seed 0``."""
+"""Command line: ``python -m ammpl.pretrain --fonts DIR... --out DIR --steps 1800 --seed 0``."""
 
 from __future__ import annotations
 

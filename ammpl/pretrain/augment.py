@@ -50,7 +50,7 @@ class Attributes:
 class AugmentSettings:
     """Limits at full strength; lengths in fractions of the image's half side, angles in radians."""
 
-    scale: tuple[float, float] = (0.65, 1.2)
+    scale: tuple[float, float] = (0.7, 1.2)
     aspect: tuple[float, float] = (0.70, 1.15)
     shear: float = 0.35
     rotation: float = 0.26

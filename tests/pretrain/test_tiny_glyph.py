@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import pickle
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ def test_model_is_small_fp32_and_in_eval_mode() -> None:
 
 
 def test_zero_shot_accuracy_is_what_the_card_states(tokenizer: tiny_glyph.Tokenizer) -> None:
-    assert pool_accuracy(tiny_glyph.load(), tokenizer).pool >= 0.70
+    stated = json.loads((tiny_glyph.ASSETS / "training.json").read_text(encoding="utf-8"))["zero_shot"]
+    measured = pool_accuracy(tiny_glyph.load(), tokenizer).as_dict()
+    assert measured == pytest.approx(stated, abs=0.01)  # rounding may turn a few of 900 images
+    assert measured["pool"] >= 0.80
 
 
 def test_preprocessing_matches_pretraining() -> None:
@@ -79,8 +83,8 @@ def test_long_texts_are_refused_and_not_cut(tokenizer: tiny_glyph.Tokenizer) -> 
 
 
 def test_loading_needs_nothing_of_pretraining() -> None:
-    code = (
-        "import sys; import ammpl.model.tiny_glyph as t; t.load(); print([m for m in sys.modules if 'pretrain' in m])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ammpl.pretrain" not in done.stdout
+    tree = ast.parse(Path(tiny_glyph.__file__).read_text(encoding="utf-8"))
+    imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert imported
+    assert not [module for module in imported if module and module.startswith("ammpl.pretrain")]
