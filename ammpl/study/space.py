@@ -151,6 +151,20 @@ class SearchSpace(_Section):
         unused = (number for number in itertools.count(1) if number not in self.repeats)
         return list(itertools.islice(unused, wanted))
 
+    def extreme_configs(self) -> list[TrialConfig]:
+        """Return few configurations that reach every extreme value: for checks that cost more than a look.
+
+        All parameters at their first value, all at their last, then each choice of the categorical ones.
+        """
+        extremes = {name: parameter.extremes() for name, parameter in self.parameters.items()}
+        corners = [self._draw(lambda name, _, i=i: extremes[name][i]) for i in (0, -1)]
+        for searched, values in extremes.items():
+            for value in values[1:-1]:
+                one = {searched: value}
+                corners.append(self._draw(lambda name, _, one=one: one.get(name, extremes[name][0])))
+        configs = [self.config(params, self.repeats[0]) for params in corners]
+        return list({config.sha256: config for config in configs}.values())
+
     def with_fixed(self, values: Mapping[str, Any], where: str) -> SearchSpace:
         """Return the space with some fixed values replaced; raises UserError as :func:`parse_space` does."""
         for name in values:

@@ -112,10 +112,9 @@ def run_study(
 
 
 def configurations(space: SearchSpace) -> list[TrialConfig]:
-    """Return one configuration of each kind that the study runs, for checks before it starts."""
-    repeat = space.repeats[0]
+    """Return configurations of each kind that the study runs, for checks before it starts."""
     baselines = space.confirm.baselines if space.confirm else ()
-    return [space.config({}, repeat), *(space.baseline(method, repeat) for method in baselines)]
+    return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
 
 
 def check_output(output: Path | None) -> None:

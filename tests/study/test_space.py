@@ -270,6 +270,15 @@ def test_many_parameters_are_checked_by_sample_in_reasonable_time() -> None:
         parse_space(_with("parameters", parameters) | {"fixed": {}}, "s.yaml")
 
 
+def test_few_configurations_reach_every_extreme() -> None:
+    space = small_space()
+    values = [config.flat() for config in space.extreme_configs()]
+    assert len(values) == 3
+    for name, parameter in space.parameters.items():
+        assert {value[name] for value in values} >= set(parameter.extremes()) - {5.0}  # 5.0 waits for a wider width
+    assert {value["seeds.data"] for value in values} == {1}
+
+
 def test_fixed_values_replaced_from_outside() -> None:
     space = small_space().with_fixed({"training.steps": 7, "data.shots": 2}, "command line")
     assert space.base.training.steps == 7

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ammpl import cli
+from ammpl.errors import UserError
+from ammpl.study.space import load_space
+from ammpl.study.summary import Cell, Row, Summary
+from ammpl.study.yaml_file import parse_yaml
+
+SPACE = """\
+version: 1
+name: small
+fixed: {data.shots: 1, model.mask.scope: task, training.steps: 2}
+parameters:
+  model.mask.temperature: {type: float, low: 0.1, high: 2.0}
+budget: {trials: 2}
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return Path("space.yaml")
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command line hands to run_study, which does not run."""
+    from ammpl.study import study
+
+    told: list[Any] = []
+
+    def run(space: Any, options: Any) -> Summary:
+        told.append((space, options))
+        return SUMMARY
+
+    monkeypatch.setattr(study, "run_study", run)
+    return told
+
+
+SUMMARY = Summary(
+    study="small",
+    folder=Path("studies/small-1"),
+    interrupted=False,
+    objective="validation/accuracy",
+    counts={"search": {"COMPLETE": 1, "FAILED": 1}},
+    best={"number": 0, "value": 0.875, "params": {"model.mask.temperature": 0.5}},
+    winner="0",
+    rows=(Row("0", "ammpl", True, {}, {"test/accuracy": Cell.of([0.5, 0.7])}),),
+    finalists=(),
+    test_openings=1,
+    seconds=3.0,
+    reasons={"RuntimeError: loss is nan": 1},
+    ui_command="mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    problems=("MLflow lacks 1 trial",),
+)
+
+
+def _main(*arguments: Any) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_flags_reach_the_space_and_the_options(space: Path, ran: list[Any]) -> None:
+    code = _main(
+        space, "--trials", 7, "--dataset", "digits", "--shots", 4, "--backbone", "ViT-B-16", "--pretrained", "openai",
+        "--seed", 0, "--set", "training.steps=1e1", "--set", "training.batch_size=8", "--concurrency", 2,
+        "--gpus-per-trial", 0.5, "--ray-address", "a:1", "--tracking-uri", "sqlite:///x.db", "--output", "out",
+        "--quiet",
+    )  # fmt: skip
+    assert code == 2  # 1e1 is a float, and steps are whole
+    code = _main(space, "--trials", 7, "--shots", 4, "--backbone", "ViT-B-16", "--pretrained", "openai", "--seed", 5)
+    assert code == 0
+    code = _main(
+        space, "--set", "training.steps=9", "--set", "model.text.init=a picture of", "--concurrency", 2, "--quiet",
+        "--gpus-per-trial", 0.5, "--ray-address", "a:1", "--tracking-uri", "sqlite:///x.db", "--output", "out",
+    )  # fmt: skip
+    assert code == 0
+    (first, plain), (second, options) = ran
+    assert (first.budget.trials, first.seed, first.base.data.shots) == (7, 5, 4)
+    assert (first.base.backbone.name, first.base.backbone.pretrained) == ("ViT-B-16", "openai")
+    assert (second.base.training.steps, second.base.model.text.init) == (9, "a picture of")
+    assert (plain.output, plain.concurrency, plain.gpus_per_trial, plain.quiet) == (None, None, None, False)
+    assert (options.output, options.concurrency, options.gpus_per_trial) == (Path("out"), 2, 0.5)
+    assert (options.ray_address, options.tracking_uri, options.quiet) == ("a:1", "sqlite:///x.db", True)
+
+
+def test_the_end_of_a_study_is_shown(space: Path, ran: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(space) == 0
+    out = capsys.readouterr().out
+    assert "ammpl, trial 0 (winner)" in out
+    assert "0.6000 ± 0.1414 (n = 2)" in out
+    assert "1 × RuntimeError: loss is nan\n" in out
+    assert "warning: MLflow lacks 1 trial\n" in out
+    assert "study folder: studies/small-1\n" in out
+    assert "MLflow: mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "text"),
+    [
+        ({"interrupted": True, "winner": None, "rows": ()}, 130, "interrupted: this is what was known by then"),
+        ({"winner": None, "rows": ()}, 0, "best, unconfirmed: trial 0, validation/accuracy 0.8750: model.mask.temp"),
+        ({"best": None, "winner": None, "rows": ()}, 1, "no trial of the search completed"),
+    ],
+)
+def test_exit_codes(
+    space: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    code: int,
+    text: str,
+) -> None:
+    import dataclasses
+
+    from ammpl.study import study
+
+    monkeypatch.setattr(study, "run_study", lambda *told: dataclasses.replace(SUMMARY, **changes))
+    assert _main(space) == code
+    assert text in capsys.readouterr().out
+
+
+def test_an_interrupt_before_the_first_trial(
+    space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ammpl.study import study
+
+    def interrupt(*told: Any) -> Summary:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_study", interrupt)
+    assert _main(space) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.yaml"], "missing.yaml: cannot be read (No such file or directory)"),
+        (["space.yaml", "--trials", "0"], "--trials: must be at least 1, got 0"),
+        (["space.yaml", "--seed", "-1"], "--seed: must be from 0 to 4294967295, got -1"),
+        (["space.yaml", "--shots", "0"], "command line: data.shots: must be greater than or equal to 1, got 0"),
+        (["space.yaml", "--set", "training.steps"], "--set: must be NAME=VALUE, got 'training.steps'"),
+        (["space.yaml", "--set", "training.step=3"], "command line: training.step: unknown name. Fix: did you mean"),
+        (["space.yaml", "--set", "training.steps=[1"], "--set training.steps, line 1, column 3: is not valid YAML"),
+        (["space.yaml", "--set", "training.steps=[1]"], "--set training.steps: must be a single value, got '[1]'"),
+        (["space.yaml", "--set", "training.steps=x"], "command line: training.steps: must be a valid integer"),
+        (["space.yaml", "--shots", "4", "--set", "data.shots=2"], "--set data.shots: is given twice on the command l"),
+        (["space.yaml", "--set", "model.mask.temperature=1"], "is searched by this space. Fix: remove it from the f"),
+        (["space.yaml", "--concurrency", "0"], "--concurrency: must be at least 1, got 0"),
+        (["space.yaml", "--gpus-per-trial", "-1"], "--gpus-per-trial: must be at least 0, got -1.0"),
+        (["space.yaml", "--gpus-per-trial", "nan"], "--gpus-per-trial: must be at least 0, got nan"),
+        (["space.yaml", "--output", "."], "--output: exists already, and a study never overwrites, got '.'"),
+        (["space.yaml", "--output", "space.yaml"], "--output: exists already, and a study never overwrites"),
+        (["space.yaml", "--ray-address", "nowhere"], "--ray-address: must be the HOST:PORT of a cluster's head"),
+    ],
+)
+def test_mistakes_end_with_code_2_a_message_and_nothing_written(
+    space: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, monkeypatch: Any
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have started one
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = sorted(Path().rglob("*"))
+    assert _main(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--shots", "many"], ["--nonsense"], ["a.yaml", "b.yaml"]])
+def test_flags_that_do_not_parse_end_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _main(*arguments)
+    assert caught.value.code == 2
+    assert "usage: tune.py" in capsys.readouterr().err
+
+
+def test_help_names_every_flag_of_the_interface(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _main("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        "--trials", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--concurrency",
+        "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--set", "--dry-run",
+    ):  # fmt: skip
+        assert f"{flag} " in text or f"{flag}\n" in text
+
+
+def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    assert _main(space, "--dry-run", "--trials", 9) == 0
+    text = capsys.readouterr().out
+    assert sorted(Path().rglob("*")) == before
+    printed = parse_yaml(text, "printed")
+    assert printed["budget"] == {"trials": 9}
+    assert printed["fixed"]["data.name"] == "digits"
+    Path("printed.yaml").write_text(text)
+    assert load_space(Path("printed.yaml")).resolved() == printed
+    assert _main(space, "--dry-run", "--dataset", "no-such-data") == 2
+    assert "no-such-data" in capsys.readouterr().err
+
+
+def test_the_default_space_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli._default_space().is_file()
+    (tmp_path / "search_spaces").mkdir()
+    (tmp_path / "search_spaces" / "default.yaml").write_text(SPACE)
+    assert cli._default_space() == Path("search_spaces/default.yaml")
+
+
+def test_a_user_error_crosses_from_a_worker_with_its_text() -> None:
+    import pickle
+
+    error = UserError("data.shots", "must be at most 8", got=9, fix="take fewer")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_the_driver_imports_no_torch() -> None:
+    code = "import sys, ammpl.cli, ammpl.study.study; sys.exit(any(m in sys.modules for m in ('torch', 'open_clip')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
