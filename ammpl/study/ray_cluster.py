@@ -8,13 +8,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
 
-from ammpl.config import TrialConfig
 from ammpl.errors import UserError
 from ammpl.study.ray_engine import Resources
 
@@ -112,25 +110,3 @@ def fit_resources(concurrency: int | None, gpus_per_trial: float | None) -> Reso
             "--concurrency", f"at most {fit} trials of {each} fit at a time", got=concurrency, fix="leave it out"
         )
     return Resources(concurrency=concurrency or fit, cpus=1, gpus=wanted)
-
-
-def _preflight(configs: list[TrialConfig], directory: str) -> None:
-    from ammpl.training import run  # imports torch: in the worker, whose process a trial then takes over
-
-    if Path(directory).is_dir():
-        os.chdir(directory)
-    for config in configs:
-        run.preflight(config)
-
-
-def preflight(configs: Sequence[TrialConfig], resources: Resources) -> None:
-    """Open, in a worker, everything that trials of these configurations need.
-
-    Raises:
-        UserError: what :func:`ammpl.training.run.preflight` finds wrong.
-    """
-    task = ray.remote(_preflight).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
-    try:
-        ray.get(task.remote(list(configs), str(Path.cwd())))
-    except RayTaskError as error:
-        raise error.cause from None

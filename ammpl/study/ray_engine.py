@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray import tune
@@ -26,13 +24,9 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.plan import Plan
+from ammpl.study.ray_bridge import Bridge
 from ammpl.study.ray_worker import worker_class
-from ammpl.study.trial import Execute, State, Trial
-from ammpl.study.worker import End
-
-RETRIES = 2  # times that a trial whose worker died is run again
-
-Value = TypeVar("Value")
+from ammpl.study.trial import Execute
 
 
 @dataclass(frozen=True)
@@ -50,84 +44,10 @@ class Resources:
     gpus: float = 0.0
 
 
-class _Bridge:
-    """The plan as Ray's callbacks see it: Ray's trial ids, repetitions of lost trials, an end on request.
-
-    An exception in a callback would end as an errored Ray trial; it is kept, ends the run, and is raised after it.
-    """
-
-    def __init__(self, plan: Plan, concurrency: int):
-        self._plan = plan
-        self._concurrency = concurrency
-        self._active: dict[str, Trial] = {}
-        self._lost: deque[Trial] = deque()
-        self._losses: dict[str, int] = {}
-        self.crash: BaseException | None = None
-        self.stopping = threading.Event()
-
-    def suggest(self, ray_id: str) -> Any:
-        return self._safely(lambda: self._suggest(ray_id), Searcher.FINISHED)
-
-    def report(self, ray_id: str, news: Any) -> Any:
-        return self._safely(lambda: self._report(ray_id, news), TrialScheduler.STOP)
-
-    def complete(self, ray_id: str, news: Any) -> None:
-        self._safely(lambda: self._complete(ray_id, news), None)
-
-    def lose(self, ray_id: str) -> None:
-        self._safely(lambda: self._lose(ray_id), None)
-
-    def _suggest(self, ray_id: str) -> Any:
-        if self.stopping.is_set():
-            return Searcher.FINISHED
-        if len(self._active) >= self._concurrency:
-            return None
-        trial = self._lost.popleft() if self._lost else self._plan.next()
-        if not isinstance(trial, Trial):
-            return None if trial is None else Searcher.FINISHED
-        self._active[ray_id] = trial
-        return {"trial": pickle.dumps(trial)}
-
-    def _report(self, ray_id: str, news: Any) -> Any:
-        trial = self._active.get(ray_id)
-        stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-
-    def _complete(self, ray_id: str, news: Any) -> None:
-        trial = self._active.pop(ray_id, None)
-        if trial is None or self.stopping.is_set():
-            return
-        if isinstance(news, End) and news.failure is not None:
-            self._plan.finish(trial, news.seconds, state=State.FAILED, reason=news.failure)
-        else:
-            self._plan.finish(trial, news.seconds)
-
-    def _lose(self, ray_id: str) -> None:
-        trial = self._active.pop(ray_id, None)
-        if trial is None or self.stopping.is_set():
-            return
-        losses = self._losses[trial.key] = self._losses.get(trial.key, 0) + 1
-        if losses <= RETRIES:
-            self._lost.append(trial)
-        else:
-            reason = f"its worker process died {losses} times"
-            self._plan.finish(trial, state=State.LOST, reason=reason)
-
-    def _safely(self, act: Callable[[], Value], otherwise: Value) -> Value:
-        if self.crash is not None:
-            return otherwise
-        try:
-            return act()
-        except BaseException as error:
-            self.crash = error
-            self.stopping.set()
-            return otherwise
-
-
 class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
     """Hands out the plan's trials. Ray copies and pickles its searcher; the bridge must stay the one it is."""
 
-    def __init__(self, bridge: _Bridge | None):
+    def __init__(self, bridge: Bridge | None):
         super().__init__()
         self._bridge = bridge
 
@@ -155,7 +75,7 @@ class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
 class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
     """Stops a trial when the plan says so. Ray asks it before the searcher, and not on the last result."""
 
-    def __init__(self, bridge: _Bridge | None, concurrency: int):
+    def __init__(self, bridge: Bridge | None, concurrency: int):
         super().__init__()
         self._bridge = bridge
         self._concurrency = concurrency
@@ -217,26 +137,34 @@ class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
         return _StopOnRequest, (None,)
 
 
-def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -> bool:
+def run_plan(
+    start: Callable[[], Plan],
+    execute: Execute,
+    folder: Path,
+    resources: Resources,
+    prepare: Callable[[], None] | None = None,
+) -> bool:
     """Run a plan to its end on the connected Ray cluster.
 
     The first SIGINT or SIGTERM ends it cleanly: running trials are LOST with the reason ``interrupted``.
 
     Args:
+        start: called once, when the first worker is ready; returns the plan.
         execute: what a worker does with a trial; must be picklable.
         folder: the study folder.
+        prepare: what each first worker does before it takes a trial; what it raises ends the run and is raised here.
 
     Returns:
         Whether the plan ran to its end, rather than being interrupted.
     """
-    bridge = _Bridge(plan, resources.concurrency)
+    bridge = Bridge(start, resources.concurrency, prepares=prepare is not None)
     wanted = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
     with (
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, folder, resources.cpus), wanted),
+            tune.with_resources(worker_class(execute, prepare, folder, resources.cpus), wanted),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge, resources.concurrency),
@@ -257,8 +185,8 @@ def run_plan(plan: Plan, execute: Execute, folder: Path, resources: Resources) -
             tuner.fit()
     if bridge.crash is not None:
         raise bridge.crash
-    if interrupted.is_set():
-        plan.interrupt("interrupted")
+    if interrupted.is_set() and bridge.plan is not None:
+        bridge.plan.interrupt("interrupted")
     return not interrupted.is_set()
 
 

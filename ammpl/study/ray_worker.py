@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ray import tune
 
+from ammpl.errors import UserError
 from ammpl.study.trial import Execute, Trial
-from ammpl.study.worker import Attempt, End
+from ammpl.study.worker import Attempt, Evaluation, Ready
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -20,6 +23,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
     """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
 
     execute: ClassVar[Execute]
+    prepare: ClassVar[Callable[[], None] | None]
     study_folder: ClassVar[Path]
     directory: ClassVar[str]
     threads: ClassVar[int]
@@ -34,7 +38,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial; the one before was stopped or has ended."""
-        self._attempt.close()
+        if self._attempt:
+            self._attempt.close()
         self._begin(new_config)
         return True
 
@@ -42,18 +47,31 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
         # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
         if Path(self.directory).is_dir():
             os.chdir(self.directory)
-        trial: Trial = pickle.loads(config["trial"])
-        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder))
+        # A configuration without a trial asks the worker to make itself ready.
+        trial: Trial | None = pickle.loads(config["trial"]) if config["trial"] else None
+        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder)) if trial else None
 
     def step(self) -> dict[str, Any]:
         """Run to the next evaluation or the end."""
         # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
-        news = self._attempt.next()
-        return {"done": isinstance(news, End), "news": news}
+        news = self._attempt.next() if self._attempt else self._make_ready()
+        return {"done": not isinstance(news, Evaluation), "news": news}
+
+    def _make_ready(self) -> Ready:
+        prepare = type(self).prepare
+        try:
+            if prepare is not None:
+                prepare()
+        except UserError as error:
+            return Ready(error)
+        except Exception:  # which may not survive the way to the driver
+            return Ready(RuntimeError(f"a worker could not load what trials need:\n{traceback.format_exc()}"))
+        return Ready()
 
     def cleanup(self) -> None:
         """Stop what runs."""
-        self._attempt.close()
+        if self._attempt:
+            self._attempt.close()
 
     def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what Ray needs with each result, without the pickled trial, which it would send back each time."""
@@ -62,16 +80,20 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
         return filled
 
 
-def worker_class(execute: Execute, folder: Path, threads: int) -> type[TrialWorker]:
+def worker_class(
+    execute: Execute, prepare: Callable[[], None] | None, folder: Path, threads: int
+) -> type[TrialWorker]:
     """Return the trainable of one study.
 
     Args:
         execute: what to do with a trial; must be picklable.
+        prepare: what to do before the first trial.
         folder: the study's.
         threads: of each numerical library in a worker.
     """
     attributes = {
         "execute": staticmethod(execute),
+        "prepare": staticmethod(prepare) if prepare else None,
         "study_folder": folder.absolute(),
         "directory": str(Path.cwd()),
         "threads": threads,

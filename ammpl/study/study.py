@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -27,6 +28,7 @@ from ammpl.study.summary import Summary, summarize
 from ammpl.study.tracking import MLflowTracker
 from ammpl.study.trial import Execute, Observer
 from ammpl.study.worker import execute as train_or_test
+from ammpl.study.worker import prepare as load
 from ammpl.study.yaml_file import dump_yaml
 
 
@@ -71,44 +73,74 @@ def run_study(
         UserError: something the user can mend, found before any trial; nothing is left behind then.
     """
     check_output(options.output)
+    prepare = functools.partial(load, configurations(space)) if execute is None else None
     with ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
-        if execute is None:
-            ray_cluster.preflight(configurations(space), resources)
         folder = create_folder(space.name, options.output)
+        session = _Session(space, folder, options, observers)
         try:
-            _describe(space, folder)
-            tracker = _tracker(space, folder, options)
+            completed = run_plan(session.start, execute or train_or_test, folder, resources, prepare)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            session.end(completed=False)  # also after a fault of ours, or a second Ctrl-C: what is known is kept
             raise
-        observer = Observers([Records(folder, space)])
-        plan = Plan(space, space.name, folder, observer)
+        summary = session.end(completed)
+    if summary is None:  # interrupted before there was anything to tell
+        raise KeyboardInterrupt
+    return summary
+
+
+class _Session:
+    """The observers and the plan of one run, from the first ready worker to the summary."""
+
+    def __init__(self, space: SearchSpace, folder: Path, options: Options, observers: Sequence[Observer]):
+        self._space = space
+        self._folder = folder
+        self._options = options
+        self._extra = observers
+        self._plan: Plan | None = None
+
+    def start(self) -> Plan:
+        """Open the records, the tracking and the view.
+
+        Raises:
+            UserError: the tracking store cannot be used.
+        """
+        space, folder = self._space, self._folder
+        _write(folder / "study.yaml", dump_yaml(space.resolved()))
+        environment = describe_environment(ray.cluster_resources(), sys.argv)
+        _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        self._tracker = _tracker(space, folder, self._options) if self._options.tracking else None
+        self._observers = Observers([Records(folder, space)])
+        self._plan = Plan(space, space.name, folder, self._observers)
         view = Console(
-            {phase: total for phase, total in plan.totals.items() if total},
+            {phase: total for phase, total in self._plan.totals.items() if total},
             space.objective.metric,
             space.objective.direction,
-            options.quiet,
+            self._options.quiet,
         )  # it needs the plan's totals, and the plan its observers: so it joins later
-        observer.join(view, *([tracker] if tracker else []), *observers)
-        began = time.monotonic()
-        completed = False
-        try:
-            completed = run_plan(plan, execute or train_or_test, folder, resources)
-        finally:
-            if not completed:  # also after a second Ctrl-C, or a fault of ours: what is known is kept
-                plan.interrupt("interrupted")
-            summary = summarize(plan, folder, interrupted=not completed, seconds=time.monotonic() - began)
-            plan.search.save(folder / "optuna.sqlite3")
-            _write(folder / "summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
-            if tracker:
-                tracker.summary(summary.flat_metrics(), summary.markdown(), interrupted=not completed)
-            observer.close()
-    return replace(
-        summary,
-        ui_command=tracker.ui_command if tracker else None,
-        problems=(*observer.problems, *(tracker.warnings if tracker else ())),
-    )
+        self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)
+        self._began = time.monotonic()
+        return self._plan
+
+    def end(self, completed: bool) -> Summary | None:
+        """Write and return what came out; None, and nothing left behind, if nothing had started."""
+        if self._plan is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return None
+        if not completed:
+            self._plan.interrupt("interrupted")
+        seconds = time.monotonic() - self._began
+        summary = summarize(self._plan, self._folder, interrupted=not completed, seconds=seconds)
+        self._plan.search.save(self._folder / "optuna.sqlite3")
+        _write(self._folder / "summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
+        if self._tracker:
+            self._tracker.summary(summary.flat_metrics(), summary.markdown(), interrupted=not completed)
+        self._observers.close()
+        return replace(
+            summary,
+            ui_command=self._tracker.ui_command if self._tracker else None,
+            problems=(*self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
+        )
 
 
 def configurations(space: SearchSpace) -> list[TrialConfig]:
@@ -151,15 +183,7 @@ def create_folder(name: str, output: Path | None) -> Path:
     return folder
 
 
-def _describe(space: SearchSpace, folder: Path) -> None:
-    _write(folder / "study.yaml", dump_yaml(space.resolved()))
-    environment = describe_environment(ray.cluster_resources(), sys.argv)
-    _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-
-
-def _tracker(space: SearchSpace, folder: Path, options: Options) -> MLflowTracker | None:
-    if not options.tracking:
-        return None
+def _tracker(space: SearchSpace, folder: Path, options: Options) -> MLflowTracker:
     tracker = MLflowTracker(
         tracking_uri=options.tracking_uri,
         study_name=space.name,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ammpl.config import TrialConfig
 from ammpl.study.trial import Execute, Trial
 
 
@@ -26,6 +27,13 @@ class End:
 
     seconds: float
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has loaded what trials need, or found that it cannot."""
+
+    error: Exception | None = None
 
 
 class Attempt:
@@ -75,3 +83,15 @@ def execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]
     if trial.phase == "test":
         return run.test(trial.config, trial.learnables, folder)
     return run.train(trial.config, folder)
+
+
+def prepare(configs: Sequence[TrialConfig]) -> None:
+    """Load what trials of these configurations need; later trials of this process find it loaded.
+
+    Raises:
+        UserError: what :func:`ammpl.training.run.preflight` finds wrong.
+    """
+    from ammpl.training import run
+
+    for config in configs:
+        run.preflight(config)

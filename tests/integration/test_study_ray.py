@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from ammpl.errors import UserError
-from ammpl.study import ray_engine
+from ammpl.study import ray_bridge
 from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import connected, fit_resources
 from ammpl.study.ray_engine import Resources, run_plan
@@ -41,7 +41,7 @@ def _evaluations(trial: Trial, steps: int = 3) -> Iterator[tuple[int, dict[str, 
 def _run(plan_folder: Path, execute: Any, resources: Resources = ONE, **changes: Any) -> tuple[Plan, Recorder, bool]:
     recorder = Recorder()
     plan = Plan(small_space(**changes), "small", plan_folder, recorder)
-    ended = run_plan(plan, execute, plan_folder, resources)
+    ended = run_plan(lambda: plan, execute, plan_folder, resources)
     return plan, recorder, ended
 
 
@@ -189,7 +189,7 @@ def test_a_worker_killed_while_it_is_handed_over_costs_the_next_trial_nothing(tm
 def test_a_trial_that_always_kills_its_worker_is_lost_and_the_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_engine, "RETRIES", 1)
+    monkeypatch.setattr(ray_bridge, "RETRIES", 1)
 
     def die(trial: Trial, folder: Path) -> Any:
         if trial.number == 0:

@@ -1,0 +1,143 @@
+"""Between Ray Tune's callbacks and the plan: workers made ready, Ray's ids, repetitions, an end on request."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from ammpl.study.plan import Plan
+from ammpl.study.trial import State, Trial
+from ammpl.study.worker import End, Ready
+
+RETRIES = 2  # times that a trial whose worker died is run again
+
+Value = TypeVar("Value")
+
+
+class Bridge:
+    """What Ray's searcher and scheduler ask and tell.
+
+    With ``prepares`` the first workers get no trial at first: they load what all trials need, side by side, and find
+    out what only a worker can see. The plan starts when the first of them is ready.
+
+    An exception in a callback would end as an errored Ray trial; it is kept, ends the run, and is raised after it.
+
+    Args:
+        start: returns the plan; called once.
+        concurrency: trials at a time.
+        prepares: whether workers prepare themselves.
+
+    Attributes:
+        plan: None until it has started.
+        crash: the exception that ended the run.
+        stopping: set to end the run.
+    """
+
+    def __init__(self, start: Callable[[], Plan], concurrency: int, prepares: bool):
+        self.plan: Plan | None = None
+        self.crash: BaseException | None = None
+        self.stopping = threading.Event()
+        self._start = start
+        self._concurrency = concurrency
+        self._to_prepare = concurrency if prepares else 0
+        self._preparing: set[str] = set()
+        self._ready = not prepares
+        self._active: dict[str, Trial] = {}
+        self._lost: deque[Trial] = deque()
+        self._losses: dict[str, int] = {}
+
+    def suggest(self, ray_id: str) -> Any:
+        """Return the configuration of a Ray trial, None for later, or Ray's word for the end."""
+        return self._safely(lambda: self._suggest(ray_id), Searcher.FINISHED)
+
+    def report(self, ray_id: str, news: Any) -> Any:
+        """Take an evaluation; return Ray's word for going on or stopping."""
+        return self._safely(lambda: self._report(ray_id, news), TrialScheduler.STOP)
+
+    def complete(self, ray_id: str, news: Any) -> None:
+        """Take the end of a Ray trial: it ran out, failed, or was stopped."""
+        self._safely(lambda: self._complete(ray_id, news), None)
+
+    def lose(self, ray_id: str) -> None:
+        """Take the death of a Ray trial's worker."""
+        self._safely(lambda: self._lose(ray_id), None)
+
+    def _suggest(self, ray_id: str) -> Any:
+        if self.stopping.is_set():
+            return Searcher.FINISHED
+        if len(self._active) + len(self._preparing) >= self._concurrency:
+            return None
+        if self._to_prepare:
+            self._to_prepare -= 1
+            self._preparing.add(ray_id)
+            return {"trial": None}
+        if not self._ready:
+            return None
+        if self.plan is None:
+            self.plan = self._start()
+        trial = self._lost.popleft() if self._lost else self.plan.next()
+        if not isinstance(trial, Trial):
+            return None if trial is None else Searcher.FINISHED
+        self._active[ray_id] = trial
+        return {"trial": pickle.dumps(trial)}
+
+    def _report(self, ray_id: str, news: Any) -> Any:
+        trial = self._active.get(ray_id)
+        stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def _complete(self, ray_id: str, news: Any) -> None:
+        if ray_id in self._preparing:
+            self._preparing.remove(ray_id)
+            if isinstance(news, Ready) and news.error is not None:
+                raise news.error
+            self._ready = True
+            return
+        trial = self._active.pop(ray_id, None)
+        if trial is None or self.stopping.is_set():
+            return
+        if isinstance(news, End) and news.failure is not None:
+            self._plan.finish(trial, news.seconds, state=State.FAILED, reason=news.failure)
+        else:
+            self._plan.finish(trial, news.seconds)
+
+    def _lose(self, ray_id: str) -> None:
+        if ray_id in self._preparing:
+            self._preparing.remove(ray_id)
+            if self._count_loss("") > RETRIES:
+                raise RuntimeError("workers die while they load backbone and data; is there enough memory?")
+            self._to_prepare += not self._ready
+            return
+        trial = self._active.pop(ray_id, None)
+        if trial is None or self.stopping.is_set():
+            return
+        losses = self._count_loss(trial.key)
+        if losses <= RETRIES:
+            self._lost.append(trial)
+        else:
+            self._plan.finish(trial, state=State.LOST, reason=f"its worker process died {losses} times")
+
+    def _count_loss(self, key: str) -> int:
+        self._losses[key] = self._losses.get(key, 0) + 1
+        return self._losses[key]
+
+    @property
+    def _plan(self) -> Plan:
+        assert self.plan is not None, "trials come from the plan"
+        return self.plan
+
+    def _safely(self, act: Callable[[], Value], otherwise: Value) -> Value:
+        if self.crash is not None:
+            return otherwise
+        try:
+            return act()
+        except BaseException as error:
+            self.crash = error
+            self.stopping.set()
+            return otherwise
