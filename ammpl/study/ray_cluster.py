@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 
 from ammpl.errors import UserError
-from ammpl.study.ray_engine import Resources
+from ammpl.study.ray_worker import Resources
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 200 * 2**20  # trials exchange a few kilobytes; Ray would reserve a third of the memory
@@ -36,7 +36,6 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU trials see no change in CUDA's variables
     scratch: str | None = None
     try:
         if address is None:

@@ -14,7 +14,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,8 @@ from ray.tune.search import Searcher
 
 from ammpl.study.plan import Plan
 from ammpl.study.ray_bridge import Bridge
-from ammpl.study.ray_worker import worker_class
+from ammpl.study.ray_worker import Resources, worker_class
 from ammpl.study.trial import Execute
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial gets, and how many run at a time.
-
-    Attributes:
-        concurrency: trials at a time.
-        cpus: CPUs a trial, its thread count.
-        gpus: GPUs a trial; fractions share a device; 0 on a cluster without any.
-    """
-
-    concurrency: int
-    cpus: int = 1
-    gpus: float = 0.0
 
 
 class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
@@ -164,7 +148,7 @@ def run_plan(
         _tune_settings(resources.concurrency),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, prepare, folder, resources.cpus), wanted),
+            tune.with_resources(worker_class(execute, prepare, folder, resources), wanted),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge, resources.concurrency),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,21 @@ from ammpl.study.worker import Attempt, Evaluation, Ready
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What one trial gets, and how many run at a time.
+
+    Attributes:
+        concurrency: trials at a time.
+        cpus: CPUs a trial, its thread count.
+        gpus: GPUs a trial; fractions share a device; 0 on a cluster without any.
+    """
+
+    concurrency: int
+    cpus: int = 1
+    gpus: float = 0.0
+
+
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
     """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
 
@@ -26,14 +41,14 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
     prepare: ClassVar[Callable[[], None] | None]
     study_folder: ClassVar[Path]
     directory: ClassVar[str]
-    threads: ClassVar[int]
+    resources: ClassVar[Resources]
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the thread count that the trial was given, and its first trial."""
+        """Keep to the CPUs and GPUs that a trial is given, and take the first trial."""
         for variable in THREAD_VARIABLES:
-            os.environ[variable] = str(self.threads)
-        if "torch" in sys.modules:  # a process that was used before reads no variable again
-            sys.modules["torch"].set_num_threads(self.threads)
+            os.environ[variable] = str(self.resources.cpus)
+        if not self.resources.gpus:  # Ray hides the GPUs of others only from those that have one
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -81,7 +96,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
 
 
 def worker_class(
-    execute: Execute, prepare: Callable[[], None] | None, folder: Path, threads: int
+    execute: Execute, prepare: Callable[[], None] | None, folder: Path, resources: Resources
 ) -> type[TrialWorker]:
     """Return the trainable of one study.
 
@@ -89,13 +104,13 @@ def worker_class(
         execute: what to do with a trial; must be picklable.
         prepare: what to do before the first trial.
         folder: the study's.
-        threads: of each numerical library in a worker.
+        resources: what a trial gets; its CPUs are the threads of each numerical library.
     """
     attributes = {
         "execute": staticmethod(execute),
         "prepare": staticmethod(prepare) if prepare else None,
         "study_folder": folder.absolute(),
         "directory": str(Path.cwd()),
-        "threads": threads,
+        "resources": resources,
     }
     return type("StudyWorker", (TrialWorker,), attributes)

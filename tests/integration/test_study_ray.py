@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ from ammpl.errors import UserError
 from ammpl.study import ray_bridge
 from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import connected, fit_resources
-from ammpl.study.ray_engine import Resources, run_plan
+from ammpl.study.ray_engine import run_plan
+from ammpl.study.ray_worker import Resources
 from ammpl.study.study import Options, run_study
 from ammpl.study.summary import Summary
 from ammpl.study.trial import State, Trial
@@ -135,13 +138,18 @@ def test_two_at_a_time_share_two_warm_workers_through_all_phases(tmp_path: Path)
             (meeting / trial.key).touch()
             while len(list(meeting.iterdir())) < 2:
                 time.sleep(0.01)
+        # One thread for each, no GPU, and the directory that relative paths in a configuration start from.
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+        assert str(Path.cwd()) == directory
         yield from _evaluations(trial)
 
+    directory = str(Path.cwd())
     plan, recorder, _ = _run(
         tmp_path, meet, Resources(concurrency=2), budget={"trials": 8}, confirm={"top": 2, "repeats": 2}
     )
     pids = {metrics["pid"] for curve in recorder.curves.values() for _, metrics in curve}
     assert len(pids) == 2
+    assert {outcome.reason for outcome in recorder.outcomes.values()} == {None}
     assert Counter(trial.phase for trial in recorder.started) == plan.totals
 
 
@@ -304,3 +312,16 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(UserError, match=f"^--ray-address: {rule}"), connected(address):
         pass
+
+
+def test_a_cluster_is_joined_by_its_address() -> None:
+    code = """
+import sys
+from ammpl.study.ray_cluster import connected, fit_resources
+with connected(sys.argv[1]):
+    print(fit_resources(None, None))
+"""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", code, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "Resources(concurrency=2, cpus=1, gpus=0.0)\n", done.stderr

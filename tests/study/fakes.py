@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ PRUNERS: dict[str, tuple[dict[str, Any], Callable[[], optuna.pruners.BasePruner]
 def optimized(space: SearchSpace, pruner: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     """The study that plain Optuna makes of the search."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         study_name=space.name, direction="maximize", sampler=sampler, pruner=PRUNERS[pruner][1]()
     )
