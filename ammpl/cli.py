@@ -167,8 +167,6 @@ def _run(space: SearchSpace, arguments: argparse.Namespace) -> int:
 
     from ammpl.study.study import Options, run_study  # imports Ray, whose seconds a mistake need not wait for
 
-    if not arguments.quiet:
-        print("starting Ray; its workers load backbone and data …", flush=True)
     summary = run_study(
         space,
         Options(

@@ -78,6 +78,8 @@ def run_study(
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         session = _Session(space, folder, options, observers)
+        if prepare is not None and not options.quiet:
+            print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
         try:
             completed = run_plan(session.start, execute or train_or_test, folder, resources, prepare)
         except BaseException:

@@ -40,7 +40,7 @@ class Cell:
         return len(self.values)
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f}" + (f" ± {self.sd:.4f}" if self.sd is not None else "") + f" (n = {self.n})"
+        return f"{self.mean:.4f}" + (f" ± {self.sd:.4f}" if self.sd is not None else "")
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ class Summary:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics of the rows, the objective first, in a fixed order."""
-        found = {metric for row in self.rows for metric in row.cells}
+        """The metrics that the table shows: the objective, then those of the test phase but its losses."""
+        found = {metric for row in self.rows for metric in row.cells if not metric.endswith("/loss")}
+        found |= {self.objective} & {metric for row in self.rows for metric in row.cells}
         return [m for m in (self.objective,) if m in found] + sorted(found - {self.objective})
 
     def flat_metrics(self) -> dict[str, float]:
@@ -130,22 +131,29 @@ class Summary:
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        header = ["method", *self.metrics]
+        header = ["method", "n", *self.metrics]
         lines = [header, ["---"] * len(header), *self._texts()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
     def table(self) -> Table:
         """Return the table for the terminal."""
-        table = Table("method", title=f"{self.study}: mean ± sd over fresh repeats", title_justify="left")
-        for metric in self.metrics:
-            table.add_column(metric, justify="right", no_wrap=True)
+        table = Table(title=f"{self.study}: mean ± sd over n fresh repeats", title_justify="left")
+        table.add_column("method", no_wrap=True)
+        for name in ("n", *self.metrics):
+            table.add_column(name, justify="right", no_wrap=True)
         for texts in self._texts():
             table.add_row(*texts)
         return table
 
     def _texts(self) -> Iterable[list[str]]:
         for row in self.rows:
-            yield [row.label, *(str(row.cells[metric]) if metric in row.cells else "–" for metric in self.metrics)]
+            n = row.cells[self.objective].n
+            yield [row.label, str(n), *(self._text(row.cells.get(metric), n) for metric in self.metrics)]
+
+    def _text(self, cell: Cell | None, n: int) -> str:
+        if cell is None:
+            return "–"
+        return str(cell) if cell.n == n else f"{cell} (n = {cell.n})"
 
 
 def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) -> Summary:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from pathlib import Path
@@ -25,8 +26,8 @@ def test_a_cell_has_mean_sample_deviation_and_n() -> None:
     cell = Cell.of([0.8, 0.9, 0.7])
     assert (cell.mean, cell.n) == (pytest.approx(0.8), 3)
     assert cell.sd == pytest.approx(0.1)
-    assert str(cell) == "0.8000 ± 0.1000 (n = 3)"
-    assert str(Cell.of([0.5])) == "0.5000 (n = 1)"
+    assert str(cell) == "0.8000 ± 0.1000"
+    assert str(Cell.of([0.5])) == "0.5000"
 
 
 def test_winner_and_baselines_on_the_same_repeats(tmp_path: Path) -> None:
@@ -67,14 +68,28 @@ def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
 def test_the_table_in_markdown_and_in_the_terminal(tmp_path: Path) -> None:
     summary, _ = _summary(tmp_path)
     lines = summary.markdown().splitlines()
-    assert lines[:2] == ["| method | validation/accuracy | test/accuracy |", "| --- | --- | --- |"]
+    assert lines[:2] == ["| method | n | validation/accuracy | test/accuracy |", "| --- | --- | --- | --- |"]
     assert len(lines) == 5
-    assert lines[4].startswith("| coop (untuned) | 0.")
-    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    assert lines[4].startswith("| coop (untuned) | 3 | 0.")
+    console = Console(width=80, file=(out := io.StringIO()))
     console.print(summary.table())
-    text = console.export_text()
+    text = out.getvalue()
     assert "coop (untuned)" in text
     assert str(summary.rows[0].cells["test/accuracy"]) in text
+
+
+def test_the_table_shows_no_losses_and_says_where_n_differs(tmp_path: Path) -> None:
+    def run(trial: Trial, folder: Path) -> Any:
+        if trial.phase == "test" and trial.candidate == "coop" and trial.repeat == 2:
+            raise RuntimeError("no luck")
+        for step, metrics in execute(trial, folder):
+            yield step, {**metrics, "test/loss": 0.5} if trial.phase == "test" else metrics
+
+    summary, _ = _summary(tmp_path, run)
+    assert "test/loss" in summary.rows[0].cells
+    lines = summary.markdown().splitlines()
+    assert "loss" not in lines[0]
+    assert lines[4].endswith("(n = 2) |")
 
 
 def test_without_a_confirmation_there_is_a_best_and_no_winner(tmp_path: Path) -> None:
