@@ -165,6 +165,9 @@ def _run(space: SearchSpace, arguments: argparse.Namespace) -> int:
         if value is not None and not value >= least:
             raise UserError(flag, f"must be at least {least}", got=value)
 
+    if not arguments.quiet:
+        print(f"study {space.name}: starting Ray, loading the backbone and the data", flush=True)
+
     from ammpl.study.study import Options, run_study  # imports Ray, whose seconds a mistake need not wait for
 
     summary = run_study(

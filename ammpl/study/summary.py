@@ -130,7 +130,9 @@ class Summary:
         return data
 
     def markdown(self) -> str:
-        """Return the table in Markdown."""
+        """Return the table in Markdown, nothing where there is no row."""
+        if not self.rows:
+            return ""
         header = ["method", "n", *self.metrics]
         lines = [header, ["---"] * len(header), *self._texts()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
