@@ -26,14 +26,17 @@ from ammpl.study.optuna_search import (
 from ammpl.study.parameters import Parameter, field_type, read_parameter
 from ammpl.study.yaml_file import read_yaml
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
 MOST_CORNERS = 512  # combinations of extreme values that are all tried before a study starts; beyond, a sample
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a space file: typed, frozen, and strict about its keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Objective(_Section):
+class Objective(Section):
     """What is optimised: a metric that every evaluation during training reports."""
 
     metric: str = Field("validation/accuracy", min_length=1)
@@ -47,13 +50,13 @@ class Objective(_Section):
         return metric
 
 
-class Budget(_Section):
+class Budget(Section):
     """When the search ends: after this many trials."""
 
     trials: int = Field(24, ge=1)
 
 
-class Confirm(_Section):
+class Confirm(Section):
     """What happens after the search.
 
     Attributes:
@@ -79,11 +82,12 @@ class Confirm(_Section):
         return tuple(baselines)
 
 
-class SearchSpace(_Section):
+class SearchSpace(Section):
     """A space file, checked as a whole: every configuration it can give is a valid one.
 
     Attributes:
         version: of the file format.
+        kind: what tells a search from an ablation (:mod:`ammpl.study.ablation_space`).
         name: names the study and its folder.
         method: what is tuned, a key of :data:`ammpl.config.METHODS`.
         seed: the study's seed: the sampler's, and with a repeat's number those of the trials. 0 is a seed like others.
@@ -94,7 +98,8 @@ class SearchSpace(_Section):
     """
 
     version: Literal[1]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    kind: Literal["search"] = "search"
+    name: str = Field(pattern=NAME_PATTERN)
     description: str = ""
     method: str = "ammpl"
     seed: int = Field(0, ge=0, lt=2**32)
@@ -187,7 +192,7 @@ class SearchSpace(_Section):
         written = [
             name
             for name in FIELD_NAMES
-            if name not in self.parameters and (name in self.fixed or name in steady) and not _elsewhere(name)
+            if name not in self.parameters and (name in self.fixed or name in steady) and not set_elsewhere(name)
         ]
         data = self.model_dump(mode="json")
         data["fixed"] = {name: base[name] for name in written}
@@ -197,7 +202,7 @@ class SearchSpace(_Section):
     def check(self, where: str, fixed_where: str) -> None:
         """Raise UserError unless all names exist, conditions can hold, and extreme values give valid trials."""
         for name in self.fixed:
-            _check_name(name, f"{fixed_where}: {name}")
+            check_name(name, f"{fixed_where}: {name}")
             if name in self.parameters:
                 raise UserError(f"{where}: {name}", "must not be both fixed and searched")
         base = resolve(self.method, self.fixed, fixed_where).flat()
@@ -205,7 +210,7 @@ class SearchSpace(_Section):
             raise UserError(f"{where}: parameters", "must name at least one parameter to search")
         earlier: dict[str, Parameter] = {}
         for name, parameter in self.parameters.items():
-            _check_name(name, f"{where}: parameters.{name}")
+            check_name(name, f"{where}: parameters.{name}")
             for other, allowed in parameter.when.items():
                 self._check_condition(f"{where}: parameters.{name}.when.{other}", other, allowed, earlier)
             earlier[name] = parameter
@@ -218,7 +223,7 @@ class SearchSpace(_Section):
     def _check_condition(
         self, where: str, other: str, allowed: tuple[Scalar, ...], earlier: Mapping[str, Parameter]
     ) -> None:
-        _check_name(other, where)
+        check_name(other, where)
         if other in self.parameters and other not in earlier:
             raise UserError(where, "is searched further down", fix="a condition looks back: move that parameter up")
         for value in allowed:
@@ -257,16 +262,18 @@ class SearchSpace(_Section):
                 yield self._draw(lambda name, _: dice.choice(extremes[name]), base)
 
 
-def _elsewhere(name: str) -> bool:
+def set_elsewhere(name: str) -> bool:
+    """Whether a field of the trial follows from the study's own keys."""
     return name == "method" or name.startswith("seeds.")
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
+    """Raise UserError unless a space file may set this dotted name."""
     if name not in FIELD_NAMES:
-        raise UserError(where, "unknown name", fix=did_you_mean(name, [n for n in FIELD_NAMES if not _elsewhere(n)]))
+        raise UserError(where, "unknown name", fix=did_you_mean(name, [n for n in FIELD_NAMES if not set_elsewhere(n)]))
     if name == "method":
         raise UserError(where, "the method is the study's own key", fix="write 'method:' at the top of the file")
-    if _elsewhere(name):
+    if set_elsewhere(name):
         raise UserError(where, "seeds come from the study's 'seed' and 'repeats'", fix="set those")
 
 
