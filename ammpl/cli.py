@@ -196,6 +196,8 @@ def show(summary: Summary, console: Console) -> None:
     say("")
     if summary.rows:
         console.print(summary.table())
+    for note in summary.notes:
+        say(note)
     if summary.interrupted:
         say("interrupted: this is what was known by then")
     for reason, count in summary.reasons.items():

@@ -111,7 +111,8 @@ class _Session:
         _write(folder / "study.yaml", dump_yaml(space.resolved()))
         environment = describe_environment(ray.cluster_resources(), sys.argv)
         _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        self._tracker = _tracker(space, folder, self._options) if self._options.tracking else None
+        commit = environment["code"].get("commit")
+        self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
         self._observers = Observers([Records(folder, space)])
         self._plan = Plan(space, space.name, folder, self._observers)
         view = Console(
@@ -185,13 +186,16 @@ def create_folder(name: str, output: Path | None) -> Path:
     return folder
 
 
-def _tracker(space: SearchSpace, folder: Path, options: Options) -> MLflowTracker:
+def _tracker(space: SearchSpace, folder: Path, options: Options, commit: str | None) -> MLflowTracker:
+    tags = {"method": space.method, "sampler": space.sampler.name, "pruner": space.pruner.name}
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
     tracker = MLflowTracker(
         tracking_uri=options.tracking_uri,
         study_name=space.name,
         folder=folder,
         description=space.description,
-        tags={"method": space.method, "sampler": space.sampler.name, "pruner": space.pruner.name},
+        tags=tags,
         params=space.base.flat(),
     )
     tracker.check()

@@ -15,6 +15,8 @@ from ammpl.config import Scalar
 from ammpl.study.plan import Plan
 from ammpl.study.trial import Outcome, State, Trial
 
+IDLE_KEEP_RATE = 0.99
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -84,6 +86,7 @@ class Summary:
         test_openings: how often the study looked at the test split: 1, or 0 if it ended before.
         seconds: wall time of the trials' phase.
         reasons: why trials FAILED or were LOST, with how many each.
+        notes: what a reader of the table must know.
         ui_command: opens the MLflow UI; None without tracking.
         problems: what observers could not do.
     """
@@ -100,6 +103,7 @@ class Summary:
     test_openings: int
     seconds: float
     reasons: Mapping[str, int]
+    notes: tuple[str, ...] = ()
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
 
@@ -135,7 +139,8 @@ class Summary:
             return ""
         header = ["method", "n", *self.metrics]
         lines = [header, ["---"] * len(header), *self._texts()]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        return table + "".join(f"\n{note}\n" for note in self.notes)
 
     def table(self) -> Table:
         """Return the table for the terminal."""
@@ -184,6 +189,21 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
+        notes=_notes(plan),
+    )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """Say when the winner's image prompt does nothing at evaluation, since its row looks as if it did."""
+    if plan.winner is None:
+        return ()
+    rates = [o.metrics.get("mask/keep_rate", 0.0) for _, o in _complete(plan.outcomes("confirm", plan.winner))]
+    idle = sum(rate > IDLE_KEEP_RATE for rate in rates)
+    if not idle:
+        return ()
+    return (
+        f"note: in {idle} of {len(rates)} repeats the winner's masks keep over {IDLE_KEEP_RATE:.0%} of the patches "
+        "at evaluation: its image prompt is idle there",
     )
 
 

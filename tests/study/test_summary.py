@@ -111,6 +111,17 @@ def test_only_repeats_that_completed_count(tmp_path: Path) -> None:
     assert [o.state for _, o in plan.outcomes("confirm", "coop")] == [State.FAILED, State.COMPLETE, State.COMPLETE]
 
 
+@pytest.mark.parametrize(("keep_rate", "said"), [(1.0, True), (0.9, False)])
+def test_an_idle_image_prompt_is_said(tmp_path: Path, keep_rate: float, said: bool) -> None:
+    def run(trial: Trial, folder: Path) -> Any:
+        for step, metrics in execute(trial, folder):
+            yield step, {**metrics, "mask/keep_rate": keep_rate}
+
+    summary, _ = _summary(tmp_path, run)
+    assert any("in 3 of 3 repeats the winner's masks keep over 99%" in note for note in summary.notes) == said
+    assert ("image prompt is idle" in summary.markdown()) == said
+
+
 def test_the_environment_names_what_decides_numbers() -> None:
     environment = describe_environment({"CPU": 2.0, "node:1": 1.0}, ["tune.py", "--shots", "4"])
     assert environment["command"] == ["tune.py", "--shots", "4"]
