@@ -14,16 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
-from ammpl.study.optuna_search import (
-    Direction,
-    MedianPruner,
-    Pruner,
-    Sampler,
-    TpeSampler,
-    read_pruner,
-    read_sampler,
-)
-from ammpl.study.parameters import Parameter, field_type, read_parameter
+from ammpl.study.conditions import check_parameters_matter
+from ammpl.study.optuna_search import Direction
+from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
+from ammpl.study.pruners import MedianPruner, Pruner, read_pruner
+from ammpl.study.samplers import Sampler, TpeSampler, check_sampler, read_sampler
 from ammpl.study.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
@@ -130,6 +125,13 @@ class SearchSpace(Section):
     def _base_values(self) -> dict[str, Scalar]:
         return self.base.flat()
 
+    @property
+    def search_size(self) -> int:
+        """How many configurations the search draws: the budget's, or all of a smaller grid."""
+        if self.sampler.name != "grid":
+            return self.budget.trials
+        return count_grid(self.parameters, self._base_values, self.budget.trials)
+
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Draw the active parameters from an Optuna trial, in the order of the file."""
         return self._draw(lambda name, parameter: parameter.suggest(trial, name))
@@ -214,6 +216,7 @@ class SearchSpace(Section):
             for other, allowed in parameter.when.items():
                 self._check_condition(f"{where}: parameters.{name}.when.{other}", other, allowed, earlier)
             earlier[name] = parameter
+        check_sampler(self.sampler, self.parameters, where)
         for params in self._corners(base):
             at = ", ".join(f"{name} = {value!r}" for name, value in params.items())
             resolve(self.method, {**self.fixed, **params}, f"{where}: parameters, at {at}")
@@ -270,7 +273,9 @@ def set_elsewhere(name: str) -> bool:
 def check_name(name: str, where: str) -> None:
     """Raise UserError unless a space file may set this dotted name."""
     if name not in FIELD_NAMES:
-        raise UserError(where, "unknown name", fix=did_you_mean(name, [n for n in FIELD_NAMES if not set_elsewhere(n)]))
+        raise UserError(
+            where, "unknown name", fix=did_you_mean(name, [n for n in FIELD_NAMES if not set_elsewhere(n)])
+        )
     if name == "method":
         raise UserError(where, "the method is the study's own key", fix="write 'method:' at the top of the file")
     if set_elsewhere(name):
