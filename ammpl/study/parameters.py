@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 import optuna
@@ -85,6 +87,13 @@ class FloatParameter(_Range):
         """Return the values that must all be valid before a study starts."""
         return [self.low, self.high]
 
+    def values(self) -> Sequence[Scalar] | None:
+        """Return every value on the grid of ``step``, None without one. As Optuna counts: in decimals."""
+        if self.step is None:
+            return None
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        return [float(low + i * step) for i in range(int((Decimal(str(self.high)) - low) / step) + 1)]
+
     def can_be(self, value: Scalar) -> bool:
         """Return whether the parameter may take this value."""
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -111,6 +120,10 @@ class IntParameter(_Range):
     def extremes(self) -> list[Scalar]:
         """Return the values that must all be valid before a study starts."""
         return [self.low, self.high]
+
+    def values(self) -> Sequence[Scalar]:
+        """Return every value."""
+        return range(self.low, self.high + 1, self.step)
 
     def can_be(self, value: Scalar) -> bool:
         """Return whether the parameter may take this value."""
@@ -143,6 +156,10 @@ class CategoricalParameter(_Parameter):
         """Return the values that must all be valid before a study starts."""
         return list(self.choices)
 
+    def values(self) -> Sequence[Scalar]:
+        """Return every value."""
+        return self.choices
+
     def can_be(self, value: Scalar) -> bool:
         """Return whether the parameter may take this value."""
         return value in self.choices
@@ -170,6 +187,26 @@ def read_parameter(raw: Any, where: str) -> Parameter:
         return PARAMETERS[kind].model_validate(dict(raw))
     except ValidationError as error:
         raise from_validation_error(error, where, PARAMETERS[kind].model_fields) from None
+
+
+def count_grid(parameters: Mapping[str, Parameter], base: Mapping[str, Scalar], most: int) -> int:
+    """Return how many different combinations finite parameters have, counting no further than ``most``.
+
+    Args:
+        base: the values that conditions see where no parameter is active, by dotted name.
+    """
+
+    def combinations(names: Sequence[str], known: Mapping[str, Scalar]) -> Iterator[None]:
+        if not names:
+            yield None
+            return
+        name, *rest = names
+        parameter = parameters[name]
+        active = all(known[other] in allowed for other, allowed in parameter.when.items())
+        for value in (parameter.values() or ()) if active else (known[name],):
+            yield from combinations(rest, {**known, name: value})
+
+    return sum(1 for _ in islice(combinations(list(parameters), base), most))
 
 
 @cache

@@ -64,6 +64,7 @@ class Plan:
         self.finished: list[tuple[Trial, Outcome]] = []
         self.winner: str | None = None
         self._folder = folder
+        self._size = space.search_size
         self._observer = observer
         self._running: dict[str, _Running] = {}
         self._source = self._trials()
@@ -74,10 +75,10 @@ class Plan:
         """How many trials each phase has at most."""
         confirm = self.space.confirm
         if confirm is None:
-            return {"search": self.space.budget.trials, "confirm": 0, "test": 0}
-        candidates = min(confirm.top, self.space.budget.trials)
+            return {"search": self._size, "confirm": 0, "test": 0}
+        candidates = min(confirm.top, self._size)
         return {
-            "search": self.space.budget.trials,
+            "search": self._size,
             "confirm": (candidates + len(confirm.baselines)) * confirm.repeats,
             "test": (1 + len(confirm.baselines)) * confirm.repeats,
         }
@@ -206,7 +207,7 @@ class Plan:
 
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
-        for _ in range(self.space.budget.trials):
+        for _ in range(self._size):
             number, params = self.search.ask(self.space.suggest)
             try:
                 config = self.space.config(params, repeat)

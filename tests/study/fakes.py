@@ -137,6 +137,18 @@ def told(study: optuna.Study) -> list[tuple[Any, ...]]:
 PRUNERS: dict[str, tuple[dict[str, Any], Callable[[], optuna.pruners.BasePruner]]] = {
     "none": ({"name": "none"}, optuna.pruners.NopPruner),
     "median": ({"name": "median", "startup_trials": 3}, lambda: optuna.pruners.MedianPruner(n_startup_trials=3)),
+    "percentile": (
+        {"name": "percentile", "percentile": 30.0, "startup_trials": 3, "warmup_steps": 20},
+        lambda: optuna.pruners.PercentilePruner(30.0, n_startup_trials=3, n_warmup_steps=20),
+    ),
+    "successive_halving": (
+        {"name": "successive_halving", "min_resource": 10, "reduction_factor": 2},
+        lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=10, reduction_factor=2),
+    ),
+    "threshold": (
+        {"name": "threshold", "lower": 0.2, "interval_steps": 20},
+        lambda: optuna.pruners.ThresholdPruner(lower=0.2, interval_steps=20),
+    ),
     "hyperband": (
         {"name": "hyperband", "min_resource": 10},
         lambda: optuna.pruners.HyperbandPruner(min_resource=10),
@@ -151,6 +163,32 @@ PRUNERS: dict[str, tuple[dict[str, Any], Callable[[], optuna.pruners.BasePruner]
     ),
 }
 """By name: the space file's section, and what Optuna's user would write (anew for each study: Hyperband has state)."""
+
+
+SAMPLERS: dict[str, tuple[dict[str, Any], Callable[[int], optuna.samplers.BaseSampler]]] = {
+    "tpe": (
+        {"name": "tpe", "startup_trials": 5},
+        lambda seed: optuna.samplers.TPESampler(
+            n_startup_trials=5, multivariate=True, constant_liar=True, warn_independent_sampling=False, seed=seed
+        ),
+    ),
+    "random": ({"name": "random"}, lambda seed: optuna.samplers.RandomSampler(seed=seed)),
+    "grid": ({"name": "grid"}, lambda seed: optuna.samplers.BruteForceSampler(seed=seed)),
+    "qmc": ({"name": "qmc"}, lambda seed: optuna.samplers.QMCSampler(scramble=True, seed=seed)),
+    "gp": (
+        {"name": "gp", "startup_trials": 6},
+        lambda seed: optuna.samplers.GPSampler(n_startup_trials=6, seed=seed),
+    ),
+    "cmaes": (
+        {"name": "cmaes", "population_size": 5},
+        lambda seed: optuna.samplers.CmaEsSampler(popsize=5, seed=seed),
+    ),
+    "nsga2": (
+        {"name": "nsga2", "population_size": 6},
+        lambda seed: optuna.samplers.NSGAIISampler(population_size=6, seed=seed),
+    ),
+}
+"""By name: the space file's section, and what Optuna's user would write, given the seed."""
 
 
 def optimized(space: SearchSpace, pruner: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:

@@ -14,15 +14,12 @@ from ammpl.study.space import SearchSpace
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,
-    PRUNERS,
     TEMPERATURE,
     Recorder,
     accuracy,
     execute,
-    optimized,
     run_inline,
     small_space,
-    told,
 )
 
 
@@ -31,28 +28,6 @@ def _run(tmp_path: Path, execute: Any = execute, **changes: Any) -> tuple[Plan, 
     plan = Plan(small_space(**changes), "small", tmp_path, recorder)
     run_inline(plan, tmp_path, execute)
     return plan, recorder
-
-
-@pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_one_at_a_time_the_search_is_what_plain_optuna_makes(tmp_path: Path, pruner: str, sampler: str) -> None:
-    options = {"startup_trials": 5} if sampler == "tpe" else {}
-    plan, _ = _run(
-        tmp_path,
-        pruner=PRUNERS[pruner][0],
-        sampler={"name": sampler, **options},
-        seed=3,
-        budget={"trials": 60},
-        confirm=None,
-    )
-    samplers = {
-        "tpe": optuna.samplers.TPESampler(n_startup_trials=5, seed=3),
-        "random": optuna.samplers.RandomSampler(seed=3),
-    }
-    expected = told(optimized(plan.space, pruner, samplers[sampler]))
-    assert told(plan.search.study) == expected
-    states = [state.name for _, state, *_ in expected]
-    assert set(states) == {"COMPLETE", "FAIL"} | ({"PRUNED"} if pruner != "none" else set())
 
 
 def test_the_best_are_confirmed_on_fresh_repeats_and_the_winner_is_tested_beside_the_baselines(tmp_path: Path) -> None:

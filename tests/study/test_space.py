@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ammpl.errors import UserError
-from ammpl.study.optuna_search import MedianPruner, PatientPruner, TpeSampler
+from ammpl.study.pruners import MedianPruner, PatientPruner
+from ammpl.study.samplers import TpeSampler
 from ammpl.study.space import SearchSpace, load_space, parse_space
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import DEPTH, MULTIPLIER, TEMPERATURE, WIDTH, small_space

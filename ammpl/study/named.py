@@ -1,0 +1,38 @@
+"""Sections of a space file that choose one of several kinds by its ``name`` and give its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ammpl.errors import UserError, did_you_mean, from_validation_error
+
+
+class NamedOptions(BaseModel):
+    """One kind with its options; a subclass's ``name`` is the word that chooses it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def read_named(kinds: Mapping[str, type[BaseModel]], raw: Any, where: str) -> Any:
+    """Build the one of ``kinds`` that ``raw['name']`` chooses, from its options.
+
+    Raises:
+        UserError: an unknown name or option, or a bad value; names field, rule, value and fix.
+    """
+    if isinstance(raw, BaseModel):
+        return raw
+    if not isinstance(raw, Mapping) or "name" not in raw:
+        raise UserError(where, "must be a mapping with a 'name'", got=raw, fix=f"{{name: {next(iter(kinds))}}}")
+    name = raw["name"]
+    if not isinstance(name, str) or name not in kinds:
+        raise UserError(f"{where}.name", "is unknown", got=name, fix=did_you_mean(str(name), kinds))
+    options = [option for option in kinds[name].model_fields if option != "name"]
+    try:
+        return kinds[name].model_validate(dict(raw))
+    except ValidationError as error:
+        raise from_validation_error(error, f"{where} {name}", options) from None
+    except UserError as error:  # from a pruner within a pruner
+        raise UserError(f"{where}.{error.where}", str(error).removeprefix(f"{error.where}: ")) from None
