@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ammpl.config import Scalar
-from ammpl.study.space import SearchSpace
+from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import Outcome, Trial
 
 LEAST_SECONDS = 3.0  # between two writings of the tables while a study runs,
@@ -55,10 +55,10 @@ class Records:
 
     Args:
         folder: the study folder.
-        space: gives the searched parameters' columns their types.
+        space: gives the searched (or varied) parameters' columns their types.
     """
 
-    def __init__(self, folder: Path, space: SearchSpace):
+    def __init__(self, folder: Path, space: StudySpace):
         self._trials_file = folder / "trials" / "trials.parquet"
         self._curves_file = folder / "curves" / "curves.parquet"
         for path in (self._trials_file, self._curves_file):
@@ -165,7 +165,7 @@ def _identity(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _param_type(space: SearchSpace, name: str) -> pa.DataType:
+def _param_type(space: StudySpace, name: str) -> pa.DataType:
     """Return the column type that holds every value of a parameter; mixed ones become JSON text."""
     parameter = space.parameters[name]
     kinds = {type(value) for value in parameter.extremes() if value is not None}

@@ -166,13 +166,7 @@ class Summary:
 def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) -> Summary:
     """Return what a plan's ended trials amount to."""
     space = plan.space
-    counts: dict[str, dict[str, int]] = {}
-    reasons: dict[str, int] = {}
-    for trial, outcome in plan.finished:
-        states = counts.setdefault(trial.phase, {})
-        states[str(outcome.state)] = states.get(str(outcome.state), 0) + 1
-        if outcome.reason:
-            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
+    counts, reasons = tally(plan.finished)
     finalists = dict.fromkeys(t.candidate for t, _ in plan.finished if t.phase == "confirm" and t.params)
     baselines = space.confirm.baselines if space.confirm else ()
     shown = [c for c in ((plan.winner, *baselines) if plan.winner else baselines) if _confirmed(plan, c)]
@@ -205,6 +199,18 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         f"note: in {idle} of {len(rates)} repeats the winner's masks keep over {IDLE_KEEP_RATE:.0%} of the patches "
         "at evaluation: its image prompt is idle there",
     )
+
+
+def tally(finished: Iterable[tuple[Trial, Outcome]]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Count ended trials by phase and state, and the reasons of those that FAILED or were LOST."""
+    counts: dict[str, dict[str, int]] = {}
+    reasons: dict[str, int] = {}
+    for trial, outcome in finished:
+        states = counts.setdefault(trial.phase, {})
+        states[str(outcome.state)] = states.get(str(outcome.state), 0) + 1
+        if outcome.reason:
+            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
+    return counts, reasons
 
 
 def _confirmed(plan: Plan, candidate: str) -> bool:

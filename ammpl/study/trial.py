@@ -20,7 +20,7 @@ class State(StrEnum):
     LOST = "LOST"  # nobody's fault: its process or node died, or the study was interrupted
 
 
-Phase = Literal["search", "confirm", "test"]
+Phase = Literal["search", "confirm", "ablation", "test"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,16 @@ class Trial:
     """One execution of one configuration.
 
     Attributes:
-        key: unique within the study and telling: ``search-0007``, ``confirm-0007-r2``, ``test-coop-r3``.
+        key: unique within the study and telling: ``search-0007``, ``confirm-0007-r2``, ``test-coop-r3``,
+            ``ablation-random-r2``.
         phase: ``search`` (sampled, may be pruned), ``confirm`` (fresh repeats of the best and of the baselines),
-            ``test`` (the sealed split, from saved learnables).
-        candidate: which configuration: the search trial's number as text (``"7"``) or a baseline's name (``"coop"``).
+            ``ablation`` (a variant), ``test`` (the sealed split, from saved learnables).
+        candidate: which configuration: the search trial's number as text (``"7"``), a baseline's name (``"coop"``) or
+            a variant's.
         number: the Optuna trial's number in the search phase, else None.
         repeat: which listed repeat; its number is the data seed.
         config: everything that decides the numbers.
-        params: the searched parameters by dotted name; empty for baselines.
+        params: the searched parameters, or what the variants of an ablation set, by dotted name; empty for baselines.
         learnables: the safetensors file that a test trial loads, None where there is nothing to load.
     """
 

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from ammpl.errors import UserError
+from ammpl.study.ablation import AblationPlan
+from ammpl.study.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.ablation_summary import AblationSummary, summarize_ablation
+from ammpl.study.observers import Observers
+from ammpl.study.plan import FINISHED
+from ammpl.study.records import Records
+from ammpl.study.space_file import parse_study_space
+from ammpl.study.trial import State, Trial
+from ammpl.study.yaml_file import dump_yaml, parse_yaml
+from tests.study.fakes import Recorder, run_inline
+
+KIND, RATE = "model.mask.kind", "model.mask.keep_rate"
+
+RAW: dict[str, Any] = {
+    "version": 1,
+    "kind": "ablation",
+    "name": "masks",
+    "fixed": {"model.mask.scope": "task", "training.steps": 30},
+    "reference": "learned",
+    "variants": {"none": {KIND: "none"}, "random": {KIND: "random", RATE: 0.5}, "learned": {}},
+    "repeats": [1, 2, 3],
+}
+
+# What the made-up training ends at, by variant and repeat.
+ENDS = {
+    "none": {1: 0.80, 2: 0.70, 3: 0.75},
+    "random": {1: 0.85, 2: 0.80, 3: 0.75},
+    "learned": {1: 0.90, 2: 0.80, 3: 0.85},
+}
+
+
+def _space(**changes: Any) -> AblationSpace:
+    return parse_ablation({**RAW, **changes}, "masks.yaml")
+
+
+def _execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    end = ENDS[trial.candidate][trial.repeat]
+    if trial.phase == "test":
+        assert trial.learnables is not None
+        assert trial.learnables.is_file()
+        yield 0, {"test/accuracy": end - 0.01, "test/loss": 1.0}
+        return
+    for step in (10, 20, 30):
+        yield step, {"validation/accuracy": end - (30 - step) / 100, "train/loss": 1 / step}
+    (folder / "learnables.safetensors").write_bytes(b"")
+
+
+def _unlucky(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    if (trial.candidate, trial.repeat) == ("learned", 2):
+        raise RuntimeError("loss is nan")
+    yield from _execute(trial, folder)
+
+
+def _run(folder: Path, execute: Any = _execute, **changes: Any) -> tuple[AblationPlan, Recorder, AblationSummary]:
+    recorder = Recorder()
+    plan = AblationPlan(_space(**changes), folder, recorder)
+    run_inline(plan, folder, execute)
+    return plan, recorder, summarize_ablation(plan, folder, interrupted=False, seconds=1.0)
+
+
+def test_every_variant_runs_on_every_repeat_with_the_seeds_of_the_repeat(tmp_path: Path) -> None:
+    plan, recorder, _ = _run(tmp_path)
+    assert [trial.key for trial in recorder.started] == [
+        f"ablation-{variant}-r{repeat}" for repeat in (1, 2, 3) for variant in ("none", "random", "learned")
+    ]
+    assert plan.totals == {"ablation": 9, "test": 0}
+    for trial in recorder.started:
+        assert (trial.phase, trial.number, trial.config.seeds.data) == ("ablation", None, trial.repeat)
+        assert trial.config.model.mask.kind == trial.candidate == trial.params[KIND]
+        assert trial.params[RATE] == (0.5 if trial.candidate == "random" else 0.7)
+    for repeat in (1, 2, 3):
+        assert len({t.config.seeds.model_dump_json() for t in recorder.started if t.repeat == repeat}) == 1
+    assert {outcome.state for outcome in recorder.outcomes.values()} == {State.COMPLETE}
+    assert not any("test/accuracy" in metrics for curve in recorder.curves.values() for _, metrics in curve)
+
+
+def test_means_and_paired_differences(tmp_path: Path) -> None:
+    summary = _run(tmp_path)[2]
+    none, _, learned = (row.cells["validation/accuracy"] for row in summary.rows)
+    assert none.values == ENDS["none"]
+    assert (none.own.n, none.own.mean) == (3, pytest.approx(0.75))
+    assert none.own.sd == pytest.approx(0.05)
+    assert learned.difference is None
+    assert none.difference is not None
+    test = stats.ttest_rel(list(ENDS["none"].values()), list(ENDS["learned"].values())).confidence_interval(0.95)
+    assert none.difference.mean == pytest.approx(-0.1)
+    assert (none.difference.low, none.difference.high) == pytest.approx((test.low, test.high))
+    assert summary.counts == {"ablation": {"COMPLETE": 9}}
+    assert summary.test_openings == 0
+
+
+def test_a_failed_repeat_leaves_its_pairs_out(tmp_path: Path) -> None:
+    _, recorder, summary = _run(tmp_path, _unlucky)
+    assert recorder.outcomes["ablation-learned-r2"].state is State.FAILED
+    none = summary.rows[0].cells["validation/accuracy"]
+    assert none.difference is not None
+    assert (none.own.n, none.difference.n, none.difference.mean) == (3, 2, pytest.approx(-0.1))
+    assert summary.reasons == {"RuntimeError: loss is nan": 1}
+    assert "(n = 2) |" in summary.markdown()
+
+
+def test_tests_come_once_at_the_end_and_only_when_asked_for(tmp_path: Path) -> None:
+    plan, recorder, summary = _run(tmp_path, _unlucky, test=True)
+    phases = [trial.phase for trial in recorder.started]
+    assert phases == ["ablation"] * 9 + ["test"] * 8
+    assert plan.totals == {"ablation": 9, "test": 9}
+    assert "test-learned-r2" not in recorder.outcomes
+    assert recorder.outcomes["test-none-r1"].value == pytest.approx(0.79)
+    assert summary.metrics == ["validation/accuracy", "test/accuracy"]
+    assert summary.rows[0].cells["test/accuracy"].own.mean == pytest.approx(0.74)
+    assert summary.test_openings == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"train/loss": 1.0}, "the evaluation at step 1 has no 'validation/accuracy'; it has: train/loss"),
+        ({"validation/accuracy": math.nan}, "the objective is not finite at step 1"),
+        (None, "the trial ended without an evaluation"),
+    ],
+)
+def test_a_trial_without_a_value_failed(tmp_path: Path, metrics: Mapping[str, float] | None, reason: str) -> None:
+    def execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        yield from [] if metrics is None else [(1, dict(metrics))]
+
+    _, _, summary = _run(tmp_path, execute)
+    assert summary.reasons == {reason: 9}
+    assert summary.rows == ()
+
+
+def test_an_interrupt_loses_what_runs(tmp_path: Path) -> None:
+    plan = AblationPlan(_space(), tmp_path, Recorder())
+    first = plan.next()
+    assert isinstance(first, Trial)
+    plan.interrupt("interrupted")
+    assert plan.next() is FINISHED
+    assert [(t.key, o.state) for t, o in plan.finished] == [("ablation-none-r1", State.LOST)]
+
+
+def test_a_repeated_step_is_taken_once(tmp_path: Path) -> None:
+    recorder = Recorder()
+    plan = AblationPlan(_space(), tmp_path, recorder)
+    trial = plan.next()
+    assert isinstance(trial, Trial)
+    for step in (10, 20, 10, 20, 30):
+        assert not plan.report(trial, step, {"validation/accuracy": 0.5}, seconds=2.0)
+    assert [step for step, _ in recorder.curves[trial.key]] == [10, 20, 30]
+    assert plan.finish(trial).seconds == 2.0
+
+
+def test_the_tables_fit_eighty_columns(tmp_path: Path) -> None:
+    def flat(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        (folder / "learnables.safetensors").write_bytes(b"")
+        yield 30, {"validation/accuracy": 0.5, "test/accuracy": 0.5 / trial.repeat}
+
+    variants = {"a-variant-with-a-very-long-name-indeed": {KIND: "none"}, "learned": {}}
+    summary = _run(tmp_path, flat, variants=variants, test=True)[2]
+    stream = io.StringIO()
+    for table in summary.tables():
+        Console(file=stream, width=80).print(table)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "+0.0000 [+0.0000, +0.0000]" in text
+    assert "…" not in text
+    assert text.count("learned (ref.)") == 2
+
+
+def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
+    summary = _run(tmp_path)[2]
+    flat = summary.flat_metrics()
+    assert flat["none/validation/accuracy/mean"] == pytest.approx(0.75)
+    assert flat["none/validation/accuracy/difference/mean"] == pytest.approx(-0.1)
+    assert "learned/validation/accuracy/difference/mean" not in flat
+    data = json.loads(json.dumps(summary.as_dict()))
+    assert data["rows"][0]["cells"]["validation/accuracy"]["difference"]["n"] == 3
+    assert data["rows"][0]["params"] == {KIND: "none"}
+    lines = summary.markdown().splitlines()
+    assert lines[0] == "**validation/accuracy**, differences to `learned` paired by repeat"
+    assert lines[-1] == "| learned (ref.) | 3 | 0.8500 | 0.0500 | – |"
+
+
+def test_records_have_a_column_for_what_variants_set(tmp_path: Path) -> None:
+    space = _space()
+    records = Records(tmp_path, space)
+    run_inline(AblationPlan(space, tmp_path, Observers([records])), tmp_path, _execute)
+    records.close()
+    rows = pq.read_table(tmp_path / "trials" / "trials.parquet").to_pylist()
+    assert [row[f"params.{KIND}"] for row in rows] == ["none", "random", "learned"] * 3
+    assert {row["phase"] for row in rows} == {"ablation"}
+
+
+def test_the_resolved_space_gives_the_same_configurations() -> None:
+    space = _space(test=True, seed=7, description="which mask")
+    again = parse_study_space(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
+    assert isinstance(again, AblationSpace)
+    assert again.resolved() == space.resolved()
+    assert again.fixed["data.shots"] == 16  # every default written out
+    for variant in space.variants:
+        assert again.config(variant, 3) == space.config(variant, 3)
+
+
+def test_what_follows_from_a_varied_field_is_left_to_follow() -> None:
+    variants = {"one": {"data.shots": 1}, "all": {}}
+    space = _space(method="coop", fixed={}, variants=variants, reference="all")
+    assert "training.epochs" not in space.resolved()["fixed"]
+    again = parse_ablation(space.resolved(), "study.yaml")
+    assert (again.config("one", 1).training.epochs, again.config("all", 1).training.epochs) == (50, 200)
+
+
+def test_fixed_values_from_outside() -> None:
+    space = _space().with_fixed({"training.steps": 7}, "command line")
+    assert space.config("none", 1).training.steps == 7
+    with pytest.raises(UserError, match=r"command line: model.mask.kind: is what the variants vary \(none, random\)"):
+        _space().with_fixed({KIND: "none"}, "command line")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"reference": "lerned"},
+            "s.yaml: reference: must be one of the variants, got 'lerned'. Fix: did you mean 'l",
+        ),
+        ({"reference": None}, "s.yaml: reference: must be a valid string, got None"),
+        ({"variants": {"learned": {}}}, "s.yaml: variants: must name at least two variants, the reference among them"),
+        ({"variants": [1]}, "s.yaml: variants: must be a valid dictionary, got [1]"),
+        ({"variants": {"a/b": {}, "learned": {}}}, "s.yaml: variants: 'a/b' cannot name a variant: at most 40 letter"),
+        ({"variants": {1: {}, "learned": {}}}, "s.yaml: variants: 1 cannot name a variant"),
+        ({"variants": {"Learned": {}, "learned": {}}}, "must differ in more than upper and lower case"),
+        ({"variants": {"other": {}, "learned": {}}}, "s.yaml: variants.learned: is the same configuration as 'other'"),
+        ({"variants": {"x": {KIND: "learned"}, "learned": {}}}, "variants.learned: is the same configuration as 'x'"),
+        ({"variants": {"x": 3, "learned": {}}}, "s.yaml: variants.x: must be a valid dictionary, got 3"),
+        (
+            {"variants": {"x": {"model.mask.kin": "none"}, "learned": {}}},
+            "variants.x: model.mask.kin: unknown name. F",
+        ),
+        ({"variants": {"x": {KIND: "nune"}, "learned": {}}}, "s.yaml: variants.x: model.mask.kind: must be 'learned'"),
+        ({"variants": {"x": {KIND: [1]}, "learned": {}}}, "s.yaml: variants.x.model.mask.kind"),
+        (
+            {"variants": {"x": {"method": "coop"}, "learned": {}}},
+            "variants.x: method: the method is the study's own k",
+        ),
+        ({"variants": {"x": {"seeds.data": 3}, "learned": {}}}, "variants.x: seeds.data: seeds come from the study's"),
+        ({"repeats": [1]}, "s.yaml: repeats: must be at least two: one has no spread, so no interval, got [1]"),
+        ({"repeats": [1, 1]}, "s.yaml: repeats: must differ: a repeat run twice is no second observation, got [1, 1]"),
+        ({"repeats": [1, -2]}, "s.yaml: repeats: must be whole numbers, 0 or more, got [1, -2]"),
+        ({"repeats": [1, True]}, "s.yaml: repeats: must be whole numbers, 0 or more"),
+        ({"repeats": 5}, "s.yaml: repeats: must be a valid tuple, got 5"),
+        ({"fixed": {"model.mask.scop": "task"}}, "s.yaml: fixed: model.mask.scop: unknown name. Fix: did you mean"),
+        ({"parameters": {}}, "s.yaml: parameters: belongs to a search, and this is an ablation. Fix: remove it"),
+        ({"sampler": {"name": "tpe"}}, "s.yaml: sampler: belongs to a search"),
+        ({"pruner": {"name": "none"}}, "s.yaml: pruner: belongs to a search"),
+        ({"budget": {"trials": 3}}, "s.yaml: budget: belongs to a search"),
+        ({"confirm": None}, "s.yaml: confirm: belongs to a search"),
+        ({"variant": {}}, "s.yaml: variant: unknown key. Fix: did you mean 'variants'?"),
+        ({"method": "amppl"}, "s.yaml: method: is unknown, got 'amppl'. Fix: did you mean 'ammpl'?"),
+        ({"kind": "ablatoin"}, "s.yaml: kind: is unknown, got 'ablatoin'. Fix: did you mean 'ablation'?"),
+        ({"kind": 3}, "s.yaml: kind: is unknown, got 3. Fix: known: ablation, search"),
+        ({"test": "yes"}, "s.yaml: test: must be a valid boolean, got 'yes'"),
+        ({"objective": {"metric": "test/accuracy"}}, "s.yaml: objective.metric: tuning never sees the test split"),
+        (
+            {"objective": {"metrik": "x"}},
+            "s.yaml: objective.metrik: unknown key. Fix: did you mean 'objective.metric'",
+        ),
+    ],
+)
+def test_mistakes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_study_space({**RAW, **changes}, "s.yaml")
+    assert message in str(caught.value)
+
+
+def test_a_missing_kind_or_key() -> None:
+    with pytest.raises(UserError, match=r"s.yaml: has variants, as an ablation does, but no 'kind'. Fix: write 'kind"):
+        parse_study_space({key: value for key, value in RAW.items() if key != "kind"}, "s.yaml")
+    for key in ("reference", "variants", "name", "version"):
+        with pytest.raises(UserError, match=f"s.yaml: {key}: is required"):
+            parse_study_space({k: value for k, value in RAW.items() if k != key}, "s.yaml")
