@@ -12,13 +12,17 @@ from rich.console import Console
 
 import ammpl
 from ammpl.errors import UserError
-from ammpl.study.space import Budget, SearchSpace, load_space
+from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.ablation_summary import AblationSummary, StudySummary
+from ammpl.study.space import Budget
+from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
-    from ammpl.study.summary import Summary
+    from ammpl.study.study import Options
 
 EXIT_SUCCESS, EXIT_NO_RESULT, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DIFFERENT = 1  # of a rerun
 
 DEFAULT_SPACE = Path("search_spaces") / "default.yaml"
 
@@ -29,8 +33,11 @@ examples:
   python tune.py --shots 4 --set training.steps=200          fixed values replaced
   python tune.py --dry-run                                   check everything and print the resolved study
   python tune.py --ray-address 10.0.0.1:6379 --tracking-uri http://10.0.0.1:5000
+  python tune.py search_spaces/ablation_mask.yaml            variants of one configuration on the same repeats
+  python tune.py rerun STUDY                                 repeat a finished study and compare; see rerun --help
 
-exit codes: 0 done, 1 no trial completed, 2 something to mend in a file or flag, 130 interrupted (Ctrl-C)
+exit codes: 0 done, 1 no result (no trial completed, or the first five all failed the same way),
+2 something to mend in a file or flag, 130 interrupted (Ctrl-C)
 """
 
 
@@ -64,6 +71,32 @@ def build_parser() -> argparse.ArgumentParser:
         help="any fixed value by its dotted name, such as training.steps=200; may be repeated",
     )
 
+    _add_surroundings(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the resolved study, run nothing"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {ammpl.__version__}")
+    return parser
+
+
+def build_rerun_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``tune.py rerun``."""
+    parser = argparse.ArgumentParser(
+        prog="tune.py rerun",
+        description="Repeat a finished study, search or ablation, from the resolved space in its folder, then compare "
+        "every trial's values, old and new. A search gives the same trials again only one at a time "
+        "(--concurrency 1, then and now), because its sampler learns from what has ended.",
+        epilog="example:\n  python tune.py rerun studies/default-20260101-120000 --concurrency 1\n\n"
+        "exit codes: 0 all identical, 1 something differs, 2 something to mend, 130 interrupted (Ctrl-C)\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the folder of a finished study")
+    _add_surroundings(parser)
+    return parser
+
+
+def _add_surroundings(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide no number."""
     machine = parser.add_argument_group("where it runs")
     machine.add_argument("--concurrency", type=int, metavar="N", help="trials at a time (default: what fits)")
     machine.add_argument(
@@ -82,12 +115,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     results.add_argument("--quiet", action="store_true", help="show the result only")
 
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the resolved study, run nothing"
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {ammpl.__version__}")
-    return parser
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
@@ -95,8 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; None takes the process's own.
     """
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    rerun = words[:1] == ["rerun"]
+    arguments = build_rerun_parser().parse_args(words[1:]) if rerun else build_parser().parse_args(words)
     try:
+        if rerun:
+            return _rerun(arguments)
         space = _space(arguments)
         return _dry_run(space, arguments) if arguments.dry_run else _run(space, arguments)
     except UserError as error:
@@ -107,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _space(arguments: argparse.Namespace) -> SearchSpace:
-    space = load_space(arguments.space or _default_space())
+def _space(arguments: argparse.Namespace) -> StudySpace:
+    space = read_space(arguments.space or _default_space())
     flags = {
         "data.name": arguments.dataset,
         "data.shots": arguments.shots,
@@ -126,6 +157,8 @@ def _space(arguments: argparse.Namespace) -> SearchSpace:
             raise UserError("--seed", "must be from 0 to 4294967295", got=arguments.seed)
         space = space.model_copy(update={"seed": arguments.seed})
     if arguments.trials is not None:
+        if isinstance(space, AblationSpace):
+            raise UserError("--trials", "is for a search: an ablation runs every variant on every repeat")
         if arguments.trials < 1:
             raise UserError("--trials", "must be at least 1", got=arguments.trials)
         space = space.model_copy(update={"budget": Budget(trials=arguments.trials)})
@@ -148,7 +181,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name.strip(), parsed
 
 
-def _dry_run(space: SearchSpace, arguments: argparse.Namespace) -> int:
+def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.study import check_output, configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
@@ -159,7 +192,41 @@ def _dry_run(space: SearchSpace, arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
-def _run(space: SearchSpace, arguments: argparse.Namespace) -> int:
+def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+
+    from ammpl.study.study import run_study  # imports Ray, whose seconds a mistake need not wait for
+
+    summary = run_study(space, options)
+    show(summary, Console())
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    if isinstance(summary, AblationSummary):
+        return EXIT_SUCCESS if summary.rows else EXIT_NO_RESULT
+    return EXIT_SUCCESS if summary.best is not None and summary.stopped is None else EXIT_NO_RESULT
+
+
+def _rerun(arguments: argparse.Namespace) -> int:
+    from ammpl.study.rerun import compare, finished_space
+
+    space = finished_space(arguments.study)
+    options = _options(arguments)
+
+    from ammpl.study.study import run_study
+
+    summary = run_study(space, options)
+    console = Console()
+    show(summary, console)
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    comparison = compare(arguments.study, summary.folder)
+    console.print(comparison.table())
+    console.print(comparison.verdict, markup=False, highlight=False, soft_wrap=True)
+    return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0
         if value is not None and not value >= least:
@@ -168,46 +235,46 @@ def _run(space: SearchSpace, arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print(f"study {space.name}: starting Ray, loading the backbone and the data", flush=True)
 
-    from ammpl.study.study import Options, run_study  # imports Ray, whose seconds a mistake need not wait for
+    from ammpl.study.study import Options
 
-    summary = run_study(
-        space,
-        Options(
-            output=arguments.output,
-            concurrency=arguments.concurrency,
-            gpus_per_trial=arguments.gpus_per_trial,
-            ray_address=arguments.ray_address,
-            tracking_uri=arguments.tracking_uri,
-            quiet=arguments.quiet,
-        ),
+    return Options(
+        output=arguments.output,
+        concurrency=arguments.concurrency,
+        gpus_per_trial=arguments.gpus_per_trial,
+        ray_address=arguments.ray_address,
+        tracking_uri=arguments.tracking_uri,
+        quiet=arguments.quiet,
     )
-    show(summary, Console())
-    if summary.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_SUCCESS if summary.best is not None else EXIT_NO_RESULT
 
 
-def show(summary: Summary, console: Console) -> None:
-    """Print the end of a study: its table, its folder, the command that opens MLflow's UI."""
+def show(summary: StudySummary, console: Console) -> None:
+    """Print the end of a study: its tables, its folder, the command that opens MLflow's UI."""
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say("")
-    if summary.rows:
-        console.print(summary.table())
-    for note in summary.notes:
+    search = None if isinstance(summary, AblationSummary) else summary
+    tables = summary.tables() if isinstance(summary, AblationSummary) else [summary.table()] if summary.rows else []
+    for table in tables:
+        console.print(table)
+    for note in search.notes if search else ():
         say(note)
     if summary.interrupted:
         say("interrupted: this is what was known by then")
+    if search and search.stopped is not None:
+        say(f"stopped: {search.stopped}")
     for reason, count in summary.reasons.items():
         say(f"{count} × {reason}")
-    if summary.best is None:
+    if search is None:
+        if not summary.rows:
+            say("no trial of the ablation completed")
+    elif search.best is None:
         say("no trial of the search completed")
-    elif summary.winner is None:
-        params = ", ".join(f"{name}={value!r}" for name, value in summary.best["params"].items())
-        value = f"{summary.objective} {summary.best['value']:.4f}"
-        say(f"best, unconfirmed: trial {summary.best['number']}, {value}: {params}")
+    elif search.winner is None:
+        params = ", ".join(f"{name}={value!r}" for name, value in search.best["params"].items())
+        value = f"{search.objective} {search.best['value']:.4f}"
+        say(f"best, unconfirmed: trial {search.best['number']}, {value}: {params}")
     for problem in summary.problems:
         say(f"warning: {problem}")
     say(f"study folder: {summary.folder}")

@@ -110,6 +110,7 @@ def test_the_end_of_a_study_is_shown(space: Path, ran: list[Any], capsys: pytest
         ({"interrupted": True, "winner": None, "rows": ()}, 130, "interrupted: this is what was known by then"),
         ({"winner": None, "rows": ()}, 0, "best, unconfirmed: trial 0, validation/accuracy 0.8750: model.mask.temp"),
         ({"best": None, "winner": None, "rows": ()}, 1, "no trial of the search completed"),
+        ({"winner": None, "rows": (), "stopped": "all failed"}, 1, "stopped: all failed\n"),
     ],
 )
 def test_exit_codes(

@@ -6,6 +6,7 @@ A plan knows nothing of Ray: an engine asks it for trials, tells it what they re
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,11 @@ from ammpl.study.space import SearchSpace
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
 
 TEST_METRICS = ("test/harmonic_mean", "test/accuracy")  # the first that a test reports is its value
+
+
+FIRST_TRIALS = 5  # of the search; when all of them fail the same way, so would the others
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")  # steps, sizes, addresses: not what makes two failures different
 
 
 class _Finished(Enum):
@@ -56,6 +62,7 @@ class Plan:
     Attributes:
         finished: every ended trial with its outcome, in the order of ending.
         winner: after confirmation, the candidate with the best mean; None if there is none.
+        stopped: why the study ended itself before its time, None if it did not.
     """
 
     def __init__(self, space: SearchSpace, study_name: str, folder: Path, observer: Observer):
@@ -63,6 +70,7 @@ class Plan:
         self.search = OptunaSearch(study_name, space.objective.direction, space.sampler, space.pruner, seed=space.seed)
         self.finished: list[tuple[Trial, Outcome]] = []
         self.winner: str | None = None
+        self.stopped: str | None = None
         self._folder = folder
         self._size = space.search_size
         self._observer = observer
@@ -93,6 +101,8 @@ class Plan:
         if self._ending is not None:
             return FINISHED
         trial = next(self._source, FINISHED)
+        if self._ending is not None:  # the search came to its end while it looked for the next trial
+            return FINISHED
         if isinstance(trial, Trial):
             self._running[trial.key] = _Running(trial)
             self._observer.trial_started(trial)
@@ -156,6 +166,8 @@ class Plan:
             self.search.tell(trial.number, outcome.state, outcome.value, outcome.reason)
         self.finished.append((trial, outcome))
         self._observer.trial_finished(trial, outcome)
+        if trial.number is not None and trial.number < FIRST_TRIALS:
+            self._stop_if_hopeless()
         return outcome
 
     def interrupt(self, reason: str) -> None:
@@ -208,6 +220,8 @@ class Plan:
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
         for _ in range(self._size):
+            if self._ending is not None:
+                return
             number, params = self.search.ask(self.space.suggest)
             try:
                 config = self.space.config(params, repeat)
@@ -219,6 +233,21 @@ class Plan:
                 self.finish(trial, state=State.FAILED, reason=str(error))
                 continue
             yield Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
+
+    def _stop_if_hopeless(self) -> None:
+        """Hand out nothing more once the first trials have all failed the same way, but for numbers in the reason."""
+        first = {
+            trial.number: outcome.reason
+            for trial, outcome in self.finished
+            if trial.number is not None
+            and trial.number < FIRST_TRIALS
+            and outcome.state in (State.FAILED, State.LOST)
+            and outcome.reason is not None
+        }
+        ways = {_NUMBER.sub("#", reason) for reason in first.values()}
+        if len(first) == FIRST_TRIALS and len(ways) == 1 and self._ending is None:
+            self.stopped = f"the first {FIRST_TRIALS} trials all failed the same way: {first[FIRST_TRIALS - 1]}"
+            self._ending = self.stopped
 
     def _test_trials(self, candidate: str) -> Iterator[Trial]:
         for confirmed, outcome in self.outcomes("confirm", candidate):

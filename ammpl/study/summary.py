@@ -87,6 +87,7 @@ class Summary:
         seconds: wall time of the trials' phase.
         reasons: why trials FAILED or were LOST, with how many each.
         notes: what a reader of the table must know.
+        stopped: why the study ended itself before its time, None if it did not.
         ui_command: opens the MLflow UI; None without tracking.
         problems: what observers could not do.
     """
@@ -104,6 +105,7 @@ class Summary:
     seconds: float
     reasons: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    stopped: str | None = None
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
 
@@ -183,6 +185,7 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
+        stopped=plan.stopped,
         notes=_notes(plan),
     )
 

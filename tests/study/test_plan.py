@@ -94,16 +94,49 @@ def test_a_candidate_whose_repeats_failed_wins_only_over_such(tmp_path: Path) ->
     assert [t.repeat for t in recorder.started if t.phase == "test" and t.candidate == first] == [2]
 
 
-def test_a_study_in_which_everything_fails_still_ends(tmp_path: Path) -> None:
-    def broken(trial: Trial, folder: Path) -> Any:
-        raise RuntimeError("broken")
-        yield
+def _broken(trial: Trial, folder: Path) -> Any:
+    raise RuntimeError(f"step {trial.number} at 0x7f{trial.number}: loss is nan")
+    yield
 
-    plan, recorder = _run(tmp_path, broken)
-    assert plan.winner is None
-    assert plan.best(1) == []
-    assert {o.reason for o in recorder.outcomes.values()} == {"RuntimeError: broken"}
+
+def test_a_study_whose_first_five_trials_fail_the_same_way_stops(tmp_path: Path) -> None:
+    plan, recorder = _run(tmp_path, _broken, confirm={"top": 1, "repeats": 1})
+    assert plan.stopped == ("the first 5 trials all failed the same way: RuntimeError: step 4 at 0x7f4: loss is nan")
+    assert [trial.key for trial in recorder.started] == [f"search-{number:04d}" for number in range(5)]
+    assert (plan.next(), plan.winner, plan.best(1)) == (FINISHED, None, [])
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_one_other_ending_among_the_first_five_lets_a_study_go_on(tmp_path: Path, number: int) -> None:
+    def odd_one(trial: Trial, folder: Path) -> Any:
+        if trial.phase == "search" and trial.number == number:
+            raise ValueError("something else")
+        yield from _broken(trial, folder)
+
+    plan, recorder = _run(tmp_path, odd_one, confirm={"top": 1, "repeats": 1})
+    assert plan.stopped is None
     assert {t.phase for t in recorder.started} == {"search", "confirm"}
+    assert sum(t.phase == "search" for t in recorder.started) == 12
+
+
+def test_a_study_of_fewer_than_five_trials_ends_as_it_would(tmp_path: Path) -> None:
+    plan, recorder = _run(tmp_path, _broken, budget={"trials": 4}, confirm={"top": 1, "repeats": 1})
+    assert plan.stopped is None
+    assert plan.winner is None
+    assert {t.phase for t in recorder.started} == {"search", "confirm"}
+
+
+def test_several_at_a_time_what_runs_goes_on_when_a_study_stops(tmp_path: Path) -> None:
+    plan = Plan(small_space(), "small", tmp_path, Recorder())
+    trials = [plan.next() for _ in range(6)]
+    for trial in trials[4::-1]:  # the last to end is not the last that began
+        assert plan.stopped is None
+        plan.finish(trial, 1.0, state=State.LOST, reason="its worker process died 3 times")
+    assert plan.stopped == "the first 5 trials all failed the same way: its worker process died 3 times"
+    assert plan.next() is FINISHED
+    plan.report(trials[5], 10, {"validation/accuracy": 0.5})
+    assert plan.finish(trials[5]).state is State.COMPLETE
+    assert plan.best(1) == [(trials[5], 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,14 @@ def test_the_environment_names_what_decides_numbers() -> None:
     assert environment["packages"].keys() >= {"torch", "ray", "optuna", "mlflow", "open_clip_torch", "numpy"}
     assert set(environment["code"]) in (set(), {"commit", "modified"})
     json.dumps(environment)
+
+
+def test_why_a_study_stopped_itself_is_in_its_summary(tmp_path: Path) -> None:
+    def broken(trial: Trial, folder: Path) -> Any:
+        raise RuntimeError("broken")
+        yield
+
+    summary, _ = _summary(tmp_path, broken)
+    assert summary.as_dict()["stopped"] == "the first 5 trials all failed the same way: RuntimeError: broken"
+    assert summary.counts == {"search": {"FAILED": 5}}
+    assert _summary(tmp_path)[0].as_dict()["stopped"] is None
