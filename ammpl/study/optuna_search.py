@@ -51,16 +51,18 @@ class OptunaSearch:
         trial.report(value, step)
         return trial.should_prune()
 
-    def tell(self, number: int, state: State, value: float | None, reason: str | None = None) -> None:
+    def tell(self, number: int, state: State, value: float | None, **attributes: str | None) -> None:
         """End a trial. FAILED and LOST are Optuna's FAIL; the attribute ``state`` keeps our word.
 
         Args:
             value: the objective, needed with COMPLETE; Optuna takes a pruned trial's from its last report.
+            attributes: kept as user attributes where they are not None.
         """
         trial = self._open.pop(number)
         trial.set_user_attr("state", str(state))
-        if reason is not None:
-            trial.set_user_attr("reason", reason)
+        for name, text in attributes.items():
+            if text is not None:
+                trial.set_user_attr(name, text)
         if state is State.COMPLETE:
             if value is None or math.isnan(value):
                 raise ValueError(f"a COMPLETE trial needs a value, got {value}")

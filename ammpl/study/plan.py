@@ -43,9 +43,20 @@ class _Running:
     value: float | None = None
     step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     seconds: float = 0.0
     pruned: bool = False
+    counts: bool = True  # as a record of its configuration; not if that could not be built
     fault: str | None = None  # found here rather than in the worker: the objective is missing
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is known of a configuration that ran in the search: a trial is a pure function of it."""
+
+    key: str
+    curve: list[tuple[int, Mapping[str, float]]]
+    outcome: Outcome
 
 
 class Plan:
@@ -75,6 +86,7 @@ class Plan:
         self._size = space.search_size
         self._observer = observer
         self._running: dict[str, _Running] = {}
+        self._records: dict[str, _Record] = {}  # of the search, by the configuration's sha256
         self._source = self._trials()
         self._ending: str | None = None
 
@@ -103,9 +115,8 @@ class Plan:
         trial = next(self._source, FINISHED)
         if self._ending is not None:  # the search came to its end while it looked for the next trial
             return FINISHED
-        if isinstance(trial, Trial):
-            self._running[trial.key] = _Running(trial)
-            self._observer.trial_started(trial)
+        if isinstance(trial, Trial) and trial.key not in self._running:
+            self._start(trial)
         return trial
 
     def report(self, trial: Trial, step: int, metrics: Mapping[str, float], seconds: float = 0.0) -> bool:
@@ -121,6 +132,7 @@ class Plan:
         if running.step is not None and step <= running.step:
             return False
         running.step, running.metrics = step, dict(metrics)
+        running.curve.append((step, running.metrics))
         running.value = next((metrics[name] for name in self._value_names(trial) if name in metrics), None)
         self._observer.trial_reported(trial, step, metrics)
         if running.value is None:
@@ -138,6 +150,7 @@ class Plan:
         *,
         state: Literal[State.FAILED, State.LOST] | None = None,
         reason: str | None = None,
+        duplicate_of: str | None = None,
     ) -> Outcome:
         """End a trial that ran out, was stopped, failed or was lost.
 
@@ -145,6 +158,7 @@ class Plan:
             seconds: wall time of the trial in its worker; None takes the last report's.
             state: None for a trial that ended in order (COMPLETE, or PRUNED if :meth:`report` said so).
             reason: why, for FAILED and LOST.
+            duplicate_of: the key of the trial whose record answered this one.
         """
         running = self._running.pop(trial.key)
         ended: State = state or (State.PRUNED if running.pruned else State.COMPLETE)
@@ -161,9 +175,14 @@ class Plan:
             metrics=running.metrics,
             seconds=running.seconds if seconds is None else seconds,
             reason=reason,
+            duplicate_of=duplicate_of,
         )
         if trial.number is not None:
-            self.search.tell(trial.number, outcome.state, outcome.value, outcome.reason)
+            self.search.tell(
+                trial.number, outcome.state, outcome.value, reason=outcome.reason, duplicate_of=duplicate_of
+            )
+            if running.counts and duplicate_of is None:
+                self._keep(_Record(trial.key, running.curve, outcome), trial.config.sha256)
         self.finished.append((trial, outcome))
         self._observer.trial_finished(trial, outcome)
         if trial.number is not None and trial.number < FIRST_TRIALS:
@@ -217,6 +236,36 @@ class Plan:
             yield from self._test_trials(candidate)
         yield from self._wait("test")
 
+    def _start(self, trial: Trial) -> None:
+        self._running[trial.key] = _Running(trial)
+        self._observer.trial_started(trial)
+
+    def _keep(self, record: _Record, sha256: str) -> None:
+        """Keep the record of a configuration, unless there is one already that goes further."""
+        known = self._records.get(sha256)
+        lost = record.outcome.state is State.LOST  # says nothing about the configuration
+        if not lost and (known is None or len(record.curve) > len(known.curve)):
+            self._records[sha256] = record
+
+    def _answer(self, trial: Trial) -> bool:
+        """Answer a trial from the record of its configuration, if there is one; return whether that sufficed.
+
+        The pruner is asked at every step, as if the trial ran: what it let pass then it may stop now. A record that it
+        had cut short may not suffice now; the trial then runs, and its steps that were told are not told again.
+        """
+        record = self._records.get(trial.config.sha256)
+        if record is None:
+            return False
+        self._start(trial)
+        stopped = any(self.report(trial, step, metrics) for step, metrics in record.curve)
+        if stopped or record.outcome.state is State.COMPLETE:
+            self.finish(trial, 0.0, duplicate_of=record.key)
+        elif record.outcome.state is State.FAILED:
+            self.finish(trial, 0.0, state=State.FAILED, reason=record.outcome.reason, duplicate_of=record.key)
+        else:
+            return False
+        return True
+
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
         for _ in range(self._size):
@@ -228,11 +277,13 @@ class Plan:
             except UserError as error:  # values that contradict each other only in this combination
                 config = self.space.config({}, repeat)
                 trial = Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
-                self._running[trial.key] = _Running(trial)
-                self._observer.trial_started(trial)
+                self._start(trial)
+                self._running[trial.key].counts = False
                 self.finish(trial, state=State.FAILED, reason=str(error))
                 continue
-            yield Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
+            trial = Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
+            if not self._answer(trial):
+                yield trial
 
     def _stop_if_hopeless(self) -> None:
         """Hand out nothing more once the first trials have all failed the same way, but for numbers in the reason."""

@@ -39,6 +39,7 @@ _TRIAL_COLUMNS: dict[str, pa.DataType] = {
     "value": pa.float64(),
     "step": pa.int64(),
     "reason": pa.string(),
+    "duplicate_of": pa.string(),
     "seconds": pa.float64(),
     "method": pa.string(),
     "config_sha256": pa.string(),
@@ -104,6 +105,7 @@ class Records:
             "value": outcome.value,
             "step": outcome.step,
             "reason": outcome.reason,
+            "duplicate_of": outcome.duplicate_of,
             "seconds": outcome.seconds,
         }
         self._append(now, "finished", trial, **ended)

@@ -181,6 +181,8 @@ class MLflowTracker:
             tags["pruned_step"] = str(outcome.step)
         if outcome.reason:
             tags["reason"] = outcome.reason
+        if outcome.duplicate_of:
+            tags["duplicate_of"] = outcome.duplicate_of
         metrics = dict(outcome.metrics)
         metrics["seconds"] = outcome.seconds
         if outcome.value is not None:

@@ -66,6 +66,8 @@ class Outcome:
         metrics: the last evaluation's metrics.
         seconds: wall time of the trial in its worker.
         reason: why it was FAILED or LOST, else None.
+        duplicate_of: the key of the trial of the same configuration whose record answered this one, which did not run
+            then; else None.
     """
 
     state: State
@@ -74,6 +76,7 @@ class Outcome:
     metrics: Mapping[str, float]
     seconds: float
     reason: str | None = None
+    duplicate_of: str | None = None
 
 
 Execute = Callable[[Trial, Path], Iterator[tuple[int, dict[str, float]]]]

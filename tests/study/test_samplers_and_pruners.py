@@ -12,7 +12,7 @@ from ammpl.errors import UserError
 from ammpl.study import pruners, samplers
 from ammpl.study.plan import Plan
 from ammpl.study.space import SearchSpace, parse_space
-from ammpl.study.trial import State
+from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,
     MULTIPLIER,
@@ -90,8 +90,7 @@ def test_the_same_seed_gives_the_same_study_and_another_one_another(tmp_path: Pa
 def test_several_open_trials_are_no_trouble(tmp_path: Path, sampler: str) -> None:
     space = _space(sampler, "none", budget={"trials": 20})
     plan = Plan(space, space.name, tmp_path, Recorder())
-    for _ in range(5):
-        trials = [plan.next() for _ in range(4)]
+    while trials := [trial for _ in range(4) if isinstance(trial := plan.next(), Trial)]:
         for trial in reversed(trials):
             plan.report(trial, 10, {"validation/accuracy": 0.5 + 0.01 * trial.number})
             plan.finish(trial, 1.0)
