@@ -53,7 +53,10 @@ def _rebuild(text: str) -> UserError:
 
 def shorten(value: Any, width: int = 80) -> str:
     """Return ``repr(value)`` on one line of at most ``width`` characters."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

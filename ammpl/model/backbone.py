@@ -10,6 +10,7 @@ Shapes: B images or prompts, N patches, L text length, V vision width, T text wi
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ammpl.config import BackboneConfig
@@ -357,12 +359,8 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
         try:
             clip = open_clip.create_model(name, pretrained=pretrained, weights_only=True, device="cpu")
         except Exception as error:
-            raise UserError(
-                "backbone.pretrained",
-                f"these weights of {name} could not be loaded ({type(error).__name__}: {str(error)[:200]})",
-                got=pretrained,
-                fix="without network, download the file elsewhere and give its path",
-            ) from error
+            rule, fix = _checkpoint_problem(name, error)
+            raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix) from error
     else:
         raise UserError(
             "backbone.pretrained",
@@ -372,6 +370,24 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
         )
     preprocessing = _preprocessing(open_clip.get_model_preprocess_cfg(clip))
     return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}").to(device)
+
+
+def _checkpoint_problem(name: str, error: Exception) -> tuple[str, str]:
+    """Return what is wrong with a checkpoint and what to do; torch's own advice would be to run what it contains."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        return "is damaged, or a pickle that holds more than tensors, which could run code and is never loaded", (
+            "save its state dict as safetensors where you trust it, or download it again"
+        )
+    if isinstance(error, EOFError | SafetensorError) or "zip archive" in text:
+        return f"is not a whole checkpoint ({text[:100] or 'it ends too early'})", "copy or download it again"
+    if "state_dict" in text:
+        return f"does not fit {name}: {text.partition(':')[2].strip()[:160]} …", (
+            "set backbone.name to the architecture that it was saved from"
+        )
+    return f"these weights of {name} could not be loaded ({type(error).__name__}: {text[:160]})", (
+        "without network, download the file elsewhere and give its path"
+    )
 
 
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:

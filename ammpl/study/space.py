@@ -216,6 +216,7 @@ class SearchSpace(Section):
             for other, allowed in parameter.when.items():
                 self._check_condition(f"{where}: parameters.{name}.when.{other}", other, allowed, earlier)
             earlier[name] = parameter
+        check_parameters_matter(self.parameters, base, where)
         check_sampler(self.sampler, self.parameters, where)
         for params in self._corners(base):
             at = ", ".join(f"{name} = {value!r}" for name, value in params.items())

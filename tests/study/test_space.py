@@ -265,10 +265,12 @@ def test_many_parameters_are_checked_by_sample_in_reasonable_time() -> None:
     ]  # fmt: skip
     parameters: dict[str, Any] = {name: {"type": "float", "low": 0.1, "high": 0.9} for name in names}
     parameters |= {n: {"type": "int", "low": 1, "high": 9} for n in (DEPTH, WIDTH, "model.mask.samples", "data.shots")}
-    parse_space(_with("parameters", parameters) | {"fixed": {}}, "s.yaml")
+    parameters["model.mask.kind"] = {"type": "categorical", "choices": ["learned", "random"]}
+    fixed = {"model.mask.evaluation": "samples"}
+    parse_space(_with("parameters", parameters) | {"fixed": fixed}, "s.yaml")
     parameters["model.mask.keep_rate"]["high"] = 1.5
     with pytest.raises(UserError, match=r"model.mask.keep_rate: must be less than or equal to 1, got 1.5"):
-        parse_space(_with("parameters", parameters) | {"fixed": {}}, "s.yaml")
+        parse_space(_with("parameters", parameters) | {"fixed": fixed}, "s.yaml")
 
 
 def test_few_configurations_reach_every_extreme() -> None:
