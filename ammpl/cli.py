@@ -193,7 +193,7 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
 
 
 def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    options = _options(space, arguments)
 
     from ammpl.study.study import run_study  # imports Ray, whose seconds a mistake need not wait for
 
@@ -210,7 +210,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     from ammpl.study.rerun import compare, finished_space
 
     space = finished_space(arguments.study)
-    options = _options(arguments)
+    options = _options(space, arguments)
 
     from ammpl.study.study import run_study
 
@@ -225,7 +225,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
     """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0

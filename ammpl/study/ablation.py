@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.plan import FINISHED, TEST_METRICS
+from ammpl.study.plan import FINISHED, TEST_METRICS, Plan
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
 
 
@@ -170,3 +170,7 @@ class AblationPlan:
 
     def _value_names(self, trial: Trial) -> tuple[str, ...]:
         return TEST_METRICS if trial.phase == "test" else (self.space.objective.metric,)
+
+
+StudyPlan = Plan | AblationPlan
+"""What an engine runs."""

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ammpl.config import Scalar
-from ammpl.study.ablation import AblationPlan
+from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.statistics import Estimate, estimate, paired
-from ammpl.study.summary import tally
+from ammpl.study.summary import Summary, summarize, tally
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,16 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         seconds=seconds,
         reasons=reasons,
     )
+
+
+StudySummary = Summary | AblationSummary
+
+
+def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds: float) -> StudySummary:
+    """Return what the ended trials of a plan of any kind amount to."""
+    if isinstance(plan, AblationPlan):
+        return summarize_ablation(plan, folder, interrupted=interrupted, seconds=seconds)
+    return summarize(plan, folder, interrupted=interrupted, seconds=seconds)
 
 
 def _values(plan: AblationPlan, variant: str) -> dict[str, dict[int, float]]:

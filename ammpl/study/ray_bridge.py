@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ammpl.study.plan import Plan
+from ammpl.study.ablation import StudyPlan
 from ammpl.study.trial import State, Trial
 from ammpl.study.worker import End, Ready
 
@@ -39,8 +39,8 @@ class Bridge:
         stopping: set to end the run.
     """
 
-    def __init__(self, start: Callable[[], Plan], concurrency: int, prepares: bool):
-        self.plan: Plan | None = None
+    def __init__(self, start: Callable[[], StudyPlan], concurrency: int, prepares: bool):
+        self.plan: StudyPlan | None = None
         self.crash: BaseException | None = None
         self.stopping = threading.Event()
         self._start = start
@@ -128,7 +128,7 @@ class Bridge:
         return self._losses[key]
 
     @property
-    def _plan(self) -> Plan:
+    def _plan(self) -> StudyPlan:
         assert self.plan is not None, "trials come from the plan"
         return self.plan
 

@@ -1,7 +1,7 @@
 """Ray Tune runs the plan's trials: a searcher hands them out, a scheduler stops them, a trainable does the work.
 
 All phases of a study are one ``Tuner.fit``, so the actors, and the backbone and data they hold, stay warm throughout.
-Ray's own storage, loggers and search algorithms are not used: what is decided is decided by the :class:`Plan`, on the
+Ray's own storage, loggers and search algorithms are not used: what is decided is decided by the plan, on the
 driver, and a worker that dies costs its trial a repetition under the same key.
 """
 
@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from ammpl.study.plan import Plan
+from ammpl.study.ablation import StudyPlan
 from ammpl.study.ray_bridge import Bridge
 from ammpl.study.ray_worker import Resources, worker_class
 from ammpl.study.trial import Execute
@@ -122,7 +122,7 @@ class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
 
 
 def run_plan(
-    start: Callable[[], Plan],
+    start: Callable[[], StudyPlan],
     execute: Execute,
     folder: Path,
     resources: Resources,

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import ray
+from sqlalchemy.exc import SQLAlchemyError
 
 from ammpl.config import TrialConfig
 from ammpl.errors import UserError
 from ammpl.study import ray_cluster
+from ammpl.study.ablation import AblationPlan, StudyPlan
+from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.ablation_summary import StudySummary, summarize_study
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.records import Records
-from ammpl.study.space import SearchSpace
-from ammpl.study.summary import Summary, summarize
+from ammpl.study.space_file import StudySpace
 from ammpl.study.tracking import MLflowTracker
 from ammpl.study.trial import Execute, Observer
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
 from ammpl.study.yaml_file import dump_yaml
+
+_ELSEWHERE = "free some space, or name a folder elsewhere with --output"
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,16 @@ class Options:
 
 
 def run_study(
-    space: SearchSpace,
+    space: StudySpace,
     options: Options = Options(),
     *,
     execute: Execute | None = None,
     observers: Sequence[Observer] = (),
-) -> Summary:
+) -> StudySummary:
     """Run a study to its end, or to the first Ctrl-C.
 
     Args:
-        space: what to search, checked.
+        space: what to search or to compare, checked.
         execute: what a worker does with a trial; None trains and tests.
         observers: told of every trial, after the study's own.
 
@@ -94,14 +101,14 @@ def run_study(
 class _Session:
     """The observers and the plan of one run, from the first ready worker to the summary."""
 
-    def __init__(self, space: SearchSpace, folder: Path, options: Options, observers: Sequence[Observer]):
+    def __init__(self, space: StudySpace, folder: Path, options: Options, observers: Sequence[Observer]):
         self._space = space
         self._folder = folder
         self._options = options
         self._extra = observers
-        self._plan: Plan | None = None
+        self._plan: StudyPlan | None = None
 
-    def start(self) -> Plan:
+    def start(self) -> StudyPlan:
         """Open the records, the tracking and the view.
 
         Raises:
@@ -114,7 +121,10 @@ class _Session:
         commit = environment["code"].get("commit")
         self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
         self._observers = Observers([Records(folder, space)])
-        self._plan = Plan(space, space.name, folder, self._observers)
+        if isinstance(space, AblationSpace):
+            self._plan = AblationPlan(space, folder, self._observers)
+        else:
+            self._plan = Plan(space, space.name, folder, self._observers)
         view = Console(
             {phase: total for phase, total in self._plan.totals.items() if total},
             space.objective.metric,
@@ -125,29 +135,43 @@ class _Session:
         self._began = time.monotonic()
         return self._plan
 
-    def end(self, completed: bool) -> Summary | None:
+    def end(self, completed: bool) -> StudySummary | None:
         """Write and return what came out; None, and nothing left behind, if nothing had started."""
         if self._plan is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            if self._options.output is None:
+                with contextlib.suppress(OSError):  # "studies", unless it holds others
+                    self._folder.parent.rmdir()
             return None
         if not completed:
             self._plan.interrupt("interrupted")
         seconds = time.monotonic() - self._began
-        summary = summarize(self._plan, self._folder, interrupted=not completed, seconds=seconds)
-        self._plan.search.save(self._folder / "optuna.sqlite3")
-        _write(self._folder / "summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
+        summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
+        lacking = []  # at the end a full disk must not take the result from the screen
+        files: dict[str, Callable[[Path], None]] = {
+            "summary.json": lambda path: _write(path, json.dumps(summary.as_dict(), indent=2) + "\n")
+        }
+        if isinstance(self._plan, Plan):
+            files["optuna.sqlite3"] = self._plan.search.save
+        for name, write in files.items():
+            try:
+                write(self._folder / name)
+            except (OSError, SQLAlchemyError, UserError) as error:
+                lacking.append(f"{name} is not written: {' '.join(str(error).split())[:200]}")
         if self._tracker:
             self._tracker.summary(summary.flat_metrics(), summary.markdown(), interrupted=not completed)
         self._observers.close()
         return replace(
             summary,
             ui_command=self._tracker.ui_command if self._tracker else None,
-            problems=(*self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
+            problems=(*lacking, *self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
         )
 
 
-def configurations(space: SearchSpace) -> list[TrialConfig]:
+def configurations(space: StudySpace) -> list[TrialConfig]:
     """Return configurations of each kind that the study runs, for checks before it starts."""
+    if isinstance(space, AblationSpace):
+        return [space.config(variant, space.repeats[0]) for variant in space.variants]
     baselines = space.confirm.baselines if space.confirm else ()
     return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
 
@@ -160,6 +184,10 @@ def check_output(output: Path | None) -> None:
         raise UserError(
             "--output", "exists already, and a study never overwrites", got=str(output), fix="name another"
         )
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "it may not be written to" if there.is_dir() else "it is a file"
+        raise UserError("--output", f"cannot be created below {there} ({problem})", got=str(output), fix=_ELSEWHERE)
 
 
 def create_folder(name: str, output: Path | None) -> Path:
@@ -182,12 +210,16 @@ def create_folder(name: str, output: Path | None) -> Path:
             except FileExistsError:  # another study of that name, in the same second
                 folder = folder.with_name(f"{name}-{stamp}-{attempt}")
     except OSError as error:
-        raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder)) from None
+        raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder), fix=_ELSEWHERE) from None
     return folder
 
 
-def _tracker(space: SearchSpace, folder: Path, options: Options, commit: str | None) -> MLflowTracker:
-    tags = {"method": space.method, "sampler": space.sampler.name, "pruner": space.pruner.name}
+def _tracker(space: StudySpace, folder: Path, options: Options, commit: str | None) -> MLflowTracker:
+    tags = {"method": space.method, "kind": space.kind}
+    if isinstance(space, AblationSpace):
+        tags["reference"] = space.reference
+    else:
+        tags |= {"sampler": space.sampler.name, "pruner": space.pruner.name}
     if commit:
         tags["mlflow.source.git.commit"] = commit
     tracker = MLflowTracker(
@@ -203,4 +235,15 @@ def _tracker(space: SearchSpace, folder: Path, options: Options, commit: str | N
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written ({error.strerror})", fix=_ELSEWHERE) from None

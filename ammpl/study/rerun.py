@@ -1,0 +1,176 @@
+"""A finished study run again: which space it had, and whether the numbers came out the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
+
+from ammpl.errors import UserError
+from ammpl.study.space_file import StudySpace, read_space
+
+Cell = tuple[str, int | None]  # a metric and its step, or a fact such as the trial's state and no step
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A trial of both studies.
+
+    Attributes:
+        key: of the trial.
+        cells: how many values were compared: final value, state, configuration, each reported metric at each step.
+        texts: one for each fact or metric that differs, and by how much at most; empty when all are identical.
+    """
+
+    key: str
+    cells: int
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two studies, trial by trial."""
+
+    rows: tuple[Difference, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every value of every trial is the same, to the last bit."""
+        return not any(row.texts for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """The result in a line."""
+        cells, different = sum(row.cells for row in self.rows), [row.key for row in self.rows if row.texts]
+        if not different:
+            return f"identical: all {len(self.rows)} trials, {cells} values"
+        return f"different: {len(different)} of {len(self.rows)} trials, the first is {different[0]}"
+
+    def table(self) -> Table:
+        """Return the trials for the terminal."""
+        table = Table(title="old against new", title_justify="left")
+        table.add_column("trial", overflow="fold")
+        table.add_column("values", justify="right")
+        table.add_column("new - old", overflow="fold")
+        for row in self.rows:
+            table.add_row(row.key, str(row.cells), Text("\n".join(row.texts) or "identical"))
+        return table
+
+
+def finished_space(folder: Path) -> StudySpace:
+    """Return the resolved space of a finished study.
+
+    Raises:
+        UserError: the folder is not a study's, the study was interrupted, or its space cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(str(folder), "is not a folder", fix="name the folder of a finished study")
+    if not (folder / "study.yaml").is_file():
+        raise UserError(
+            str(folder), "is not the folder of a study: it has no study.yaml", fix="name one below studies/"
+        )
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = {}
+    if not isinstance(summary, dict) or summary.get("interrupted") is not False:
+        raise UserError(
+            str(folder),
+            "did not end: nothing to compare a rerun with",
+            fix=f"run it anew: python tune.py {folder / 'study.yaml'}",
+        )
+    _read(folder)
+    return read_space(folder / "study.yaml")
+
+
+def compare(old: Path, new: Path) -> Comparison:
+    """Compare two study folders by the keys of their trials, in the order of the old one's ends.
+
+    What is compared: state, configuration, the final value, and each validation or test metric at each step. Time,
+    and training's own figures, are not results. NaN equals NaN.
+
+    Raises:
+        UserError: a folder lacks its tables.
+    """
+    old_cells, new_cells = _read(old), _read(new)
+    rows = []
+    for key in dict.fromkeys([*old_cells, *new_cells]):
+        if key not in new_cells or key not in old_cells:
+            missing = "only in the old study" if key in old_cells else "only in the new study"
+            rows.append(Difference(key, len(old_cells.get(key) or new_cells[key]), (missing,)))
+        else:
+            rows.append(_difference(key, old_cells[key], new_cells[key]))
+    return Comparison(tuple(rows))
+
+
+def _difference(key: str, old: Mapping[Cell, Any], new: Mapping[Cell, Any]) -> Difference:
+    by_name: dict[str, list[tuple[int | None, Any, Any]]] = {}
+    cells = dict.fromkeys([*old, *new])
+    for name, step in cells:
+        before, after = old.get((name, step)), new.get((name, step))
+        if not _same(before, after):
+            by_name.setdefault(name, []).append((step, before, after))
+    return Difference(key, len(cells), tuple(_text(name, found) for name, found in by_name.items()))
+
+
+def _text(name: str, found: list[tuple[int | None, Any, Any]]) -> str:
+    """Describe where a metric differs: by how much at most, and at which step."""
+    numbers = [(after - before, step) for step, before, after in found if _are_finite(before, after)]
+    if not numbers:
+        step, before, after = found[0]
+        at = "" if step is None else f" at step {step}"
+        return f"{name}{at}: {_shown(before)}, now {_shown(after)}"
+    most, step = max(numbers, key=lambda pair: abs(pair[0]))
+    at = "" if step is None else f" at step {step}"
+    return f"{name}: {most:+.3g}{at}" + (f", {len(found)} steps differ" if len(found) > 1 else "")
+
+
+def _same(before: Any, after: Any) -> bool:
+    if isinstance(before, float) and isinstance(after, float) and math.isnan(before):
+        return math.isnan(after)
+    return bool(before == after)
+
+
+def _are_finite(*values: Any) -> bool:
+    return all(isinstance(value, float) and math.isfinite(value) for value in values)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return str(value)[:12] if isinstance(value, str) else f"{value:.4g}"
+
+
+def _read(folder: Path) -> dict[str, dict[Cell, Any]]:
+    """Return what is compared of each trial, by key."""
+    trials = _table(folder / "trials" / "trials.parquet", ["key", "state", "config_sha256", "value"])
+    curves = _table(folder / "curves" / "curves.parquet", ["key", "metric", "step", "value"])
+    cells: dict[str, dict[Cell, Any]] = {
+        row["key"]: {
+            ("state", None): row["state"],
+            ("config", None): row["config_sha256"],
+            ("value", None): row["value"],
+        }
+        for row in trials
+    }
+    for row in curves:
+        if row["metric"].startswith(("validation/", "test/")) and row["key"] in cells:
+            cells[row["key"]][row["metric"], row["step"]] = row["value"]
+    return cells
+
+
+def _table(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(str(path), f"cannot be read ({reason})", fix="name the folder of a finished study") from None
+    return rows

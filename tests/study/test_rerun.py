@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ammpl import cli
+from ammpl.errors import UserError
+from ammpl.study.observers import Observers
+from ammpl.study.plan import Plan
+from ammpl.study.records import Records
+from ammpl.study.rerun import Comparison, compare, finished_space
+from ammpl.study.space_file import StudySpace
+from ammpl.study.study import Options
+from ammpl.study.summary import Summary
+from ammpl.study.trial import Trial
+from ammpl.study.yaml_file import dump_yaml
+from tests.study.fakes import execute, run_inline, small_space
+
+Evaluations = Iterator[tuple[int, dict[str, float]]]
+
+
+def _study(folder: Path, run: Callable[[Trial, Path], Evaluations] = execute) -> Path:
+    """A finished study without Ray."""
+    folder.mkdir()
+    space = small_space(budget={"trials": 4}, confirm={"top": 1, "repeats": 2, "baselines": ["coop"]})
+    records = Records(folder, space)
+    run_inline(Plan(space, space.name, folder, Observers([records])), folder, run)
+    records.close()
+    (folder / "study.yaml").write_text(dump_yaml(space.resolved()))
+    (folder / "summary.json").write_text(json.dumps({"interrupted": False}))
+    return folder
+
+
+def _changed(key: str, change: Callable[[dict[str, float], int], None]) -> Callable[[Trial, Path], Evaluations]:
+    def run(trial: Trial, folder: Path) -> Evaluations:
+        for step, metrics in execute(trial, folder):
+            if trial.key == key:
+                change(metrics, step)
+            yield step, metrics
+
+    return run
+
+
+def _shown(comparison: Comparison) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(comparison.table())
+    return stream.getvalue()
+
+
+def test_the_same_study_twice_is_identical(tmp_path: Path) -> None:
+    found = compare(_study(tmp_path / "a"), _study(tmp_path / "b"))
+    assert found.identical
+    keys = [row.key for row in found.rows]
+    assert {"search-0000", "confirm-coop-r2", "test-coop-r3"} <= set(keys)
+    cells = sum(row.cells for row in found.rows)
+    assert found.verdict == f"identical: all {len(keys)} trials, {cells} values"
+    assert found.rows[keys.index("confirm-coop-r2")].cells == 3 + 8  # state, config, value; eight evaluations
+    assert found.rows[keys.index("test-coop-r3")].cells == 3 + 1
+    text = _shown(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("identical") == len(keys)
+
+
+def test_a_value_that_differs_is_named_with_its_step_and_by_how_much(tmp_path: Path) -> None:
+    def change(metrics: dict[str, float], step: int) -> None:
+        if step in (40, 80):
+            metrics["validation/accuracy"] += step / 8000
+        metrics["train/loss"] = 7.0  # no result: not compared
+
+    found = compare(_study(tmp_path / "a"), _study(tmp_path / "b", _changed("confirm-coop-r2", change)))
+    assert not found.identical
+    assert [row.key for row in found.rows if row.texts] == ["confirm-coop-r2"]
+    [row] = [row for row in found.rows if row.texts]
+    assert row.texts == ("value: +0.01", "validation/accuracy: +0.01 at step 80, 2 steps differ")
+    assert found.verdict == f"different: 1 of {len(found.rows)} trials, the first is confirm-coop-r2"
+    assert "validation/accuracy: +0.01 at step 80" in _shown(found)
+
+
+def test_the_smallest_difference_counts(tmp_path: Path) -> None:
+    def change(metrics: dict[str, float], step: int) -> None:
+        metrics["validation/accuracy"] = math.nextafter(metrics["validation/accuracy"], 1)
+
+    found = compare(_study(tmp_path / "a"), _study(tmp_path / "b", _changed("confirm-coop-r2", change)))
+    assert not found.identical
+
+
+def test_nan_equals_nan(tmp_path: Path) -> None:
+    def change(metrics: dict[str, float], step: int) -> None:
+        metrics["validation/loss"] = math.nan
+
+    run = _changed("confirm-coop-r2", change)
+    assert compare(_study(tmp_path / "a", run), _study(tmp_path / "b", run)).identical
+    [row] = [row for row in compare(tmp_path / "a", _study(tmp_path / "c")).rows if row.texts]
+    assert row.texts == ("validation/loss at step 10: nan, now nothing",)
+
+
+def test_a_trial_that_failed_or_is_missing_differs(tmp_path: Path) -> None:
+    def fail(metrics: dict[str, float], step: int) -> None:
+        raise RuntimeError("no luck")
+
+    found = compare(_study(tmp_path / "a"), _study(tmp_path / "b", _changed("confirm-coop-r2", fail)))
+    texts = {row.key: row.texts for row in found.rows if row.texts}
+    assert texts["confirm-coop-r2"][0] == "state: COMPLETE, now FAILED"
+    assert texts["test-coop-r2"] == ("only in the old study",)
+    back = {row.key: row.texts for row in compare(tmp_path / "b", tmp_path / "a").rows}
+    assert back["test-coop-r2"] == ("only in the new study",)
+
+
+def test_a_finished_study_gives_its_space(tmp_path: Path) -> None:
+    space = finished_space(_study(tmp_path / "a"))
+    assert space.name == "small"
+    assert space.resolved()["fixed"]["data.shots"] == 16
+
+
+def test_folders_that_cannot_be_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(folder: Path, text: str) -> None:
+        with pytest.raises(UserError, match=text):
+            finished_space(folder)
+        assert cli.main(["rerun", str(folder)]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert captured.out == ""
+
+    refused(tmp_path / "missing", "missing: is not a folder. Fix: name the folder of a finished study")
+    refused(tmp_path, "is not the folder of a study: it has no study.yaml")
+    study = _study(tmp_path / "a")
+    (study / "trials" / "trials.parquet").write_bytes(b"PAR1")
+    refused(study, r"trials.parquet: cannot be read \(")
+    (study / "summary.json").write_text('{"interrupted": true}')
+    refused(study, r"did not end: nothing to compare a rerun with. Fix: run it anew: python tune.py .*study.yaml")
+    for text in ("{", "[]"):
+        (study / "summary.json").write_text(text)
+        refused(study, "did not end")
+
+
+def test_flags_of_a_rerun(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study = str(_study(tmp_path / "a"))
+    assert cli.main(["rerun", study, "--concurrency", "0"]) == 2
+    assert "--concurrency: must be at least 1, got 0" in capsys.readouterr().err
+    assert cli.main(["rerun", study, "--output", study]) == 2
+    assert "a study never overwrites" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["rerun", "--help"])
+    assert "usage: tune.py rerun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("other", "code", "verdict"), [(False, 0, "identical: all "), (True, 1, "different: 1 of ")])
+def test_the_verdict_and_the_exit_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    other: bool,
+    code: int,
+    verdict: str,
+) -> None:
+    from ammpl.study import study
+
+    def change(metrics: dict[str, float], step: int) -> None:
+        metrics["validation/accuracy"] += 0.5
+
+    def run(space: StudySpace, options: Options) -> Summary:
+        assert space.name == "small"
+        assert options.output == tmp_path / "new"
+        folder = _study(tmp_path / "new", _changed("confirm-coop-r2", change) if other else execute)
+        return Summary("small", folder, False, "validation/accuracy", {}, None, None, (), (), 1, 1.0, {})
+
+    monkeypatch.setattr(study, "run_study", run)
+    assert cli.main(["rerun", str(_study(tmp_path / "old")), "--output", str(tmp_path / "new"), "--quiet"]) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(verdict)
