@@ -384,7 +384,8 @@ def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> Tri
     layered.update(chosen.published)
     shots = values.get("data.shots", layered["data.shots"])
     if chosen.epochs_by_shots and isinstance(shots, int):
-        epochs = next(epochs for most, epochs in sorted(chosen.epochs_by_shots.items()) if shots <= most)
+        bound = min((most for most in chosen.epochs_by_shots if shots <= most), default=max(chosen.epochs_by_shots))
+        epochs = chosen.epochs_by_shots[bound]
         layered.update({"training.epochs": epochs, "training.steps": None})
     # The two budgets exclude each other, and so do a phrase and a length: naming one takes the other's default back.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):

@@ -13,6 +13,7 @@ from ammpl.errors import UserError
 
 LARGEST_FILE = 1 << 20  # bytes; a space file has a few kilobytes
 DEEPEST = 20  # levels; a space file has four
+LARGEST_NUMBER_BITS = 4096
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,6 +29,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number: int = loader.construct_yaml_int(node)
+    if number.bit_length() > LARGEST_NUMBER_BITS:  # hexadecimal ones could have more digits than Python prints
+        raise yaml.constructor.ConstructorError(None, None, "a number with too many digits", node.start_mark)
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 class _Dumper(yaml.SafeDumper):
