@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
-
-from ammpl.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, so that it can key a cache
@@ -73,23 +70,3 @@ class Dataset:
         """The mean colour of the training list, three values in [0, 1]."""
         r, g, b = self.train.images.double().div(255).mean((0, 2, 3)).tolist()
         return r, g, b
-
-
-def registered() -> dict[str, Callable[[], Dataset]]:
-    """Return the known data sets: name -> how to open it."""
-    from ammpl.data import digits
-
-    return {"digits": digits.open_digits}
-
-
-@lru_cache(maxsize=4)
-def open_dataset(name: str) -> Dataset:
-    """Open a data set by name, once a process.
-
-    Raises:
-        UserError: unknown name.
-    """
-    known = registered()
-    if name not in known:
-        raise UserError("data.name", "unknown data set", got=name, fix=did_you_mean(name, known))
-    return known[name]()

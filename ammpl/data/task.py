@@ -16,7 +16,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from ammpl.config import DataConfig
-from ammpl.data.dataset import Dataset, Split, open_dataset
+from ammpl.data.dataset import Dataset, Split
+from ammpl.data.registry import open_dataset
 from ammpl.errors import UserError
 
 PROTOCOL_VALIDATION_SHOTS = 4

@@ -7,7 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from ammpl.config import DataConfig
-from ammpl.data.dataset import Split, open_dataset
+from ammpl.data.dataset import Split
+from ammpl.data.registry import open_dataset
 from ammpl.data.task import base_and_new, fit, load_task, load_test, sample_shots
 from ammpl.errors import UserError
 
