@@ -51,11 +51,14 @@ class OptunaSearch:
         trial.report(value, step)
         return trial.should_prune()
 
-    def tell(self, number: int, state: State, value: float | None, **attributes: str | None) -> None:
+    def tell(
+        self, number: int, state: State, value: float | None, *, learn: bool = False, **attributes: str | None
+    ) -> None:
         """End a trial. FAILED and LOST are Optuna's FAIL; the attribute ``state`` keeps our word.
 
         Args:
             value: the objective, needed with COMPLETE; Optuna takes a pruned trial's from its last report.
+            learn: tell a PRUNED trial as complete with ``value``, so that the sampler learns from it.
             attributes: kept as user attributes where they are not None.
         """
         trial = self._open.pop(number)
@@ -63,9 +66,9 @@ class OptunaSearch:
         for name, text in attributes.items():
             if text is not None:
                 trial.set_user_attr(name, text)
-        if state is State.COMPLETE:
+        if state is State.COMPLETE or (state is State.PRUNED and learn):
             if value is None or math.isnan(value):
-                raise ValueError(f"a COMPLETE trial needs a value, got {value}")
+                raise ValueError(f"a {state} trial needs a value here, got {value}")
             self.study.tell(trial, value)
         else:
             pruned = state is State.PRUNED

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+from ammpl.config import Scalar, TrialConfig
 from ammpl.errors import UserError
 from ammpl.study.optuna_search import OptunaSearch
 from ammpl.study.space import SearchSpace
@@ -86,6 +88,10 @@ class Plan:
         self._size = space.search_size
         self._observer = observer
         self._running: dict[str, _Running] = {}
+        self._several = len(space.repeats) > 1
+        self._values: dict[int, list[float]] = {}  # of the configurations that are open, by number: a value a repeat
+        self._due: deque[tuple[int, Mapping[str, Scalar]]] = deque()  # configurations whose next repeat may begin
+        self._complete: list[tuple[Trial, float]] = []  # the search's whole configurations, with their objective
         self._records: dict[str, _Record] = {}  # of the search, by the configuration's sha256
         self._source = self._trials()
         self._ending: str | None = None
@@ -95,10 +101,10 @@ class Plan:
         """How many trials each phase has at most."""
         confirm = self.space.confirm
         if confirm is None:
-            return {"search": self._size, "confirm": 0, "test": 0}
+            return {"search": self._size * len(self.space.repeats), "confirm": 0, "test": 0}
         candidates = min(confirm.top, self._size)
         return {
-            "search": self._size,
+            "search": self._size * len(self.space.repeats),
             "confirm": (candidates + len(confirm.baselines)) * confirm.repeats,
             "test": (1 + len(confirm.baselines)) * confirm.repeats,
         }
@@ -139,7 +145,7 @@ class Plan:
             names = " or ".join(map(repr, self._value_names(trial)))
             running.fault = f"the evaluation at step {step} has no {names}; it has: {', '.join(sorted(metrics))}"
             return True
-        if trial.number is not None:
+        if trial.number is not None and not self._several:
             running.pruned = self.search.report(trial.number, step, running.value)
         return running.pruned
 
@@ -168,6 +174,8 @@ class Plan:
             ended, reason = State.FAILED, "the trial ended without an evaluation"
         elif ended is State.COMPLETE and math.isnan(running.value or 0.0):
             ended, reason = State.FAILED, f"the objective is NaN at step {running.step}"
+        elif ended is State.COMPLETE and trial.number is not None and self._several:
+            ended = self._repeat_ended(trial.number, running.value or 0.0)
         outcome = Outcome(
             state=ended,
             value=running.value,
@@ -178,9 +186,7 @@ class Plan:
             duplicate_of=duplicate_of,
         )
         if trial.number is not None:
-            self.search.tell(
-                trial.number, outcome.state, outcome.value, reason=outcome.reason, duplicate_of=duplicate_of
-            )
+            self._tell(trial, outcome)
             if running.counts and duplicate_of is None:
                 self._keep(_Record(trial.key, running.curve, outcome), trial.config.sha256)
         self.finished.append((trial, outcome))
@@ -189,9 +195,44 @@ class Plan:
             self._stop_if_hopeless()
         return outcome
 
+    def _repeat_ended(self, number: int, value: float) -> State:
+        """Take the value of a repeat that ran to its end; return PRUNED if the pruner stops its configuration there.
+
+        After the last repeat there is nothing left to stop.
+        """
+        values = self._values[number]
+        values.append(value)
+        stop = self.search.report(number, len(values) - 1, value)
+        return State.PRUNED if stop and len(values) < len(self.space.repeats) else State.COMPLETE
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Tell Optuna of a configuration that has ended; one that has repeats left waits for them."""
+        assert trial.number is not None
+        values, value = self._values[trial.number], outcome.value
+        if self._several and outcome.state in (State.COMPLETE, State.PRUNED):
+            if outcome.state is State.COMPLETE and len(values) < len(self.space.repeats):
+                self._due.append((trial.number, trial.params))
+                if self._ending is not None:
+                    self._abandon(self._ending)
+                return
+            value = statistics.fmean(values)
+        del self._values[trial.number]
+        if outcome.state is State.COMPLETE and value is not None:
+            self._complete.append((trial, value))
+        told = {"reason": outcome.reason, "duplicate_of": None if self._several else outcome.duplicate_of}
+        self.search.tell(trial.number, outcome.state, value, learn=self._several, **told)
+
+    def _abandon(self, reason: str) -> None:
+        """Tell Optuna that configurations between two repeats are LOST."""
+        while self._due:
+            number, _ = self._due.popleft()
+            del self._values[number]
+            self.search.tell(number, State.LOST, None, reason=reason)
+
     def interrupt(self, reason: str) -> None:
         """End the study now: running trials are LOST, and nothing more is handed out."""
         self._ending = reason
+        self._abandon(reason)
         for trial in self.running:
             self.finish(trial, state=State.LOST, reason=reason)
 
@@ -201,13 +242,11 @@ class Plan:
         return sorted(found, key=lambda pair: pair[0].repeat)
 
     def best(self, count: int) -> list[tuple[Trial, float]]:
-        """Return the best different configurations of the search with their last values, the best first."""
-        complete = [
-            (trial, outcome.value)
-            for trial, outcome in self.finished
-            if trial.phase == "search" and outcome.state is State.COMPLETE and outcome.value is not None
-        ]
-        ranked = sorted(complete, key=lambda pair: (self._cost(pair[1]), pair[0].number))
+        """Return the best different configurations of the search with their objective, the best first.
+
+        With several repeats the objective is the mean of their last values, and the trial is the last repeat's.
+        """
+        ranked = sorted(self._complete, key=lambda pair: (self._cost(pair[1]), pair[0].number))
         first = {trial.config.sha256: trial.key for trial, _ in reversed(ranked)}
         return [(trial, value) for trial, value in ranked if first[trial.config.sha256] == trial.key][:count]
 
@@ -221,6 +260,7 @@ class Plan:
         # Baselines do not depend on the search, so they fill the slots that its last trials leave idle.
         for method in self.space.confirm.baselines:
             for repeat in repeats:
+                yield from self._due_repeats()
                 config = self.space.baseline(method, repeat)
                 yield Trial(f"confirm-{method}-r{repeat}", "confirm", method, None, repeat, config)
         yield from self._wait("search")
@@ -256,9 +296,10 @@ class Plan:
         record = self._records.get(trial.config.sha256)
         if record is None:
             return False
+        whole = record.outcome.state is State.COMPLETE or (self._several and record.outcome.state is State.PRUNED)
         self._start(trial)
         stopped = any(self.report(trial, step, metrics) for step, metrics in record.curve)
-        if stopped or record.outcome.state is State.COMPLETE:
+        if stopped or whole:
             self.finish(trial, 0.0, duplicate_of=record.key)
         elif record.outcome.state is State.FAILED:
             self.finish(trial, 0.0, state=State.FAILED, reason=record.outcome.reason, duplicate_of=record.key)
@@ -269,21 +310,35 @@ class Plan:
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
         for _ in range(self._size):
+            yield from self._due_repeats()
             if self._ending is not None:
                 return
             number, params = self.search.ask(self.space.suggest)
+            self._values[number] = []
             try:
                 config = self.space.config(params, repeat)
             except UserError as error:  # values that contradict each other only in this combination
-                config = self.space.config({}, repeat)
-                trial = Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
+                trial = self._search_trial(number, params, repeat, self.space.config({}, repeat))
                 self._start(trial)
                 self._running[trial.key].counts = False
                 self.finish(trial, state=State.FAILED, reason=str(error))
                 continue
-            trial = Trial(f"search-{number:04d}", "search", str(number), number, repeat, config, params)
+            trial = self._search_trial(number, params, repeat, config)
             if not self._answer(trial):
                 yield trial
+
+    def _due_repeats(self) -> Iterator[Trial]:
+        """Yield the next repeat of each configuration that waits for it."""
+        while self._due and self._ending is None:
+            number, params = self._due.popleft()
+            repeat = self.space.repeats[len(self._values[number])]
+            trial = self._search_trial(number, params, repeat, self.space.config(params, repeat))
+            if not self._answer(trial):
+                yield trial
+
+    def _search_trial(self, number: int, params: Mapping[str, Scalar], repeat: int, config: TrialConfig) -> Trial:
+        key = f"search-{number:04d}" + (f"-r{repeat}" if self._several else "")
+        return Trial(key, "search", str(number), number, repeat, config, params)
 
     def _stop_if_hopeless(self) -> None:
         """Hand out nothing more once the first trials have all failed the same way, but for numbers in the reason."""
@@ -299,6 +354,7 @@ class Plan:
         if len(first) == FIRST_TRIALS and len(ways) == 1 and self._ending is None:
             self.stopped = f"the first {FIRST_TRIALS} trials all failed the same way: {first[FIRST_TRIALS - 1]}"
             self._ending = self.stopped
+            self._abandon(self.stopped)
 
     def _test_trials(self, candidate: str) -> Iterator[Trial]:
         for confirmed, outcome in self.outcomes("confirm", candidate):
@@ -316,9 +372,11 @@ class Plan:
                 learnables=confirmed.folder(self._folder) / "learnables.safetensors" if learned else None,
             )
 
-    def _wait(self, phase: Phase) -> Iterator[None]:
+    def _wait(self, phase: Phase) -> Iterator[Trial | None]:
+        yield from self._due_repeats()
         while any(running.trial.phase == phase for running in self._running.values()):
             yield None
+            yield from self._due_repeats()
 
     def _confirmed_best(self, candidates: list[str]) -> str | None:
         """Return the candidate with the best mean over its repeats; one with failed repeats only if all have some."""

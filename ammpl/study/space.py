@@ -86,7 +86,8 @@ class SearchSpace(Section):
         name: names the study and its folder.
         method: what is tuned, a key of :data:`ammpl.config.METHODS`.
         seed: the study's seed: the sampler's, and with a repeat's number those of the trials. 0 is a seed like others.
-        repeats: the listed repeats that the search runs each configuration on; one for now.
+        repeats: the listed repeats that the search runs each configuration on, one after the other; the objective is
+            the mean over them, and with several the pruner is asked after each.
         fixed: values of a trial's fields by dotted name, over the method's settings.
         parameters: what is searched, by dotted name, in the order of the file.
         confirm: None ends the study with the search.
@@ -112,8 +113,10 @@ class SearchSpace(Section):
     def _check_repeats(cls, repeats: Any) -> Any:
         if not isinstance(repeats, list | tuple):
             return repeats
-        if len(repeats) != 1 or type(repeats[0]) is not int or repeats[0] < 0:
-            raise ValueError("the search runs each configuration on one repeat: a list of one number, 0 or more")
+        if not repeats or any(type(repeat) is not int or repeat < 0 for repeat in repeats):
+            raise ValueError("must be a list of one or more numbers, each 0 or more, such as [1, 2, 3]")
+        if len(set(repeats)) < len(repeats):
+            raise ValueError("each repeat must be listed once")
         return tuple(repeats)
 
     @cached_property

@@ -101,6 +101,27 @@ def test_states_agree_trial_by_trial_everywhere(two_studies: tuple[Summary, Summ
         assert logged[row["key"]]["state"] == row["state"]
 
 
+def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> None:
+    space = small_space(
+        repeats=[1, 2, 3, 4, 5, 6], budget={"trials": 8}, confirm=None, seed=3, pruner=PRUNERS["wilcoxon"][0]
+    )
+    options = Options(tmp_path / "study", concurrency=2, tracking=False, quiet=True)
+    summary = run_study(space, options, execute=execute)
+    rows = pq.read_table(summary.folder / "trials" / "trials.parquet").to_pylist()
+    stored = optuna.load_study(study_name="small", storage=f"sqlite:///{summary.folder}/optuna.sqlite3").trials
+    assert len(stored) == 8
+    for trial in stored:
+        repeats = [row for row in rows if row["number"] == trial.number]
+        assert [row["key"] for row in repeats] == [f"search-{trial.number:04d}-r{n + 1}" for n in range(len(repeats))]
+        assert repeats[-1]["state"] == trial.user_attrs["state"]
+        if trial.user_attrs["state"] != "FAILED":
+            values = [row["value"] for row in repeats]
+            assert trial.value == pytest.approx(sum(values) / len(values))
+            assert list(trial.intermediate_values.values()) == values
+        if trial.user_attrs["state"] == "COMPLETE":
+            assert len(repeats) == 6
+
+
 def test_the_sqlite_copy_equals_the_study_in_memory(tmp_path: Path) -> None:
     plan, _, _ = _run(tmp_path, execute, budget={"trials": 15}, confirm=None, seed=3)
     plan.search.save(tmp_path / "optuna.sqlite3")
