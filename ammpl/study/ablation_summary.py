@@ -130,7 +130,7 @@ class AblationSummary:
         """Return the tables for the terminal, one a metric."""
         tables = []
         for metric in self.metrics:
-            title = f"{self.study}: {metric}, differences to {self.reference} paired by repeat"
+            title = f"{self.study}: {metric}, paired with {self.reference}"
             table = Table(title=title, title_justify="left")
             table.add_column(COLUMNS[0], overflow="fold")
             for column in COLUMNS[1:-1]:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.study.ablation import AblationPlan
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
@@ -19,7 +20,7 @@ from ammpl.study.ablation_summary import AblationSummary, summarize_ablation
 from ammpl.study.observers import Observers
 from ammpl.study.plan import FINISHED
 from ammpl.study.records import Records
-from ammpl.study.space_file import parse_study_space
+from ammpl.study.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import State, Trial
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import Recorder, run_inline
@@ -291,3 +292,40 @@ def test_a_missing_kind_or_key() -> None:
     for key in ("reference", "variants", "name", "version"):
         with pytest.raises(UserError, match=f"s.yaml: {key}: is required"):
             parse_study_space({k: value for k, value in RAW.items() if k != key}, "s.yaml")
+
+
+def test_the_command_line_takes_an_ablation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ammpl.study import study
+
+    def broken(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        raise RuntimeError("nothing works")
+
+    works = [_unlucky, broken]
+
+    def run(space: StudySpace, options: study.Options) -> AblationSummary:
+        assert (space.seed, space.base.training.steps) == (3, 7)
+        return _run(tmp_path, works.pop(0))[2]
+
+    monkeypatch.setattr(study, "run_study", run)
+    (tmp_path / "masks.yaml").write_text(dump_yaml(RAW))
+    flags = [str(tmp_path / "masks.yaml"), "--seed", "3", "--set", "training.steps=7"]
+    assert cli.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "-0.1000 [-0.1000, -0.1000] (n = 2)" in out
+    assert "1 × RuntimeError: loss is nan\n" in out
+
+    assert cli.main([*flags, "--quiet"]) == 1
+    assert "no trial of the ablation completed\n" in capsys.readouterr().out
+    assert cli.main([*flags, "--trials", "3"]) == 2
+    assert "--trials: is for a search: an ablation runs every variant on every repeat" in capsys.readouterr().err
+    assert cli.main([*flags, "--set", f"{KIND}=none"]) == 2
+    assert f"command line: {KIND}: is what the variants vary" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_resolved_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "masks.yaml").write_text(dump_yaml(RAW))
+    assert cli.main([str(tmp_path / "masks.yaml"), "--dry-run"]) == 0
+    printed = parse_yaml(capsys.readouterr().out, "printed")
+    assert printed == parse_yaml(dump_yaml(_space().resolved()), "resolved")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ammpl.errors import UserError
 from ammpl.study.pruners import MedianPruner, PatientPruner
 from ammpl.study.samplers import TpeSampler
-from ammpl.study.space import SearchSpace, load_space, parse_space
+from ammpl.study.space import SearchSpace, parse_space
+from ammpl.study.space_file import parse_study_space, read_space
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import DEPTH, MULTIPLIER, TEMPERATURE, WIDTH, small_space
 
@@ -42,8 +43,8 @@ def _with(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_saved_space_is_valid_and_reads_back_equal_when_resolved(path: Path) -> None:
-    space = load_space(path)
-    again = parse_space(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
+    space = read_space(path)
+    again = parse_study_space(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
     assert again.resolved() == space.resolved()
     assert again.base == space.base
 
