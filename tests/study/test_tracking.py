@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +97,16 @@ def test_the_digest_of_the_data_changes_with_the_images_it_picks() -> None:
 def test_the_driver_does_not_import_mlflow() -> None:
     code = "import sys, ammpl.study.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_run_says_which_trial_it_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    ready = tracker(tmp_path, monkeypatch, READY)
+    monkeypatch.setattr(MLflowProcess, "send", lambda self, event: sent.append(event))
+    ready.trial_finished(trial(3), dataclasses.replace(outcome(), duplicate_of="search-0001"))
+    ready.trial_finished(trial(4), outcome())
+    assert [event["tags"] for event in sent] == [
+        {"state": "COMPLETE", "duplicate_of": "search-0001"},
+        {"state": "COMPLETE"},
+    ]
+    ready.close()
