@@ -1,0 +1,81 @@
+"""``python tune.py`` on the smoke study and an ablation, each run again by ``rerun``: the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ABLATION = """\
+version: 1
+kind: ablation
+name: masks
+fixed:
+  data.shots: 2
+  data.validation_shots: 2
+  model.mask.scope: task
+  training.steps: 3
+  training.batch_size: 4
+reference: learned
+variants:
+  none: {model.mask.kind: none}
+  learned: {}
+repeats: [1, 2]
+test: true
+"""
+
+
+def _tune(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tune.py"), *map(str, arguments), "--concurrency", "1"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=140, check=False)
+
+
+def test_the_smoke_study_again_is_identical(tmp_path: Path, sqlite_uri: str) -> None:
+    store = ("--tracking-uri", sqlite_uri)
+    first = _tune(ROOT / "search_spaces" / "smoke.yaml", "--output", "old", *store, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    again = _tune("rerun", "old", "--output", "new", *store, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    lines = again.stdout.splitlines()
+    assert "identical: all 11 trials," in lines[-1]
+    assert (tmp_path / "old" / "study.yaml").read_text() == (tmp_path / "new" / "study.yaml").read_text()
+
+
+def test_an_ablation_and_its_rerun(tmp_path: Path, sqlite_uri: str) -> None:
+    (tmp_path / "masks.yaml").write_text(ABLATION)
+    store = ("--tracking-uri", sqlite_uri)
+    first = _tune("masks.yaml", "--output", "old", *store, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "learned (ref.)" in first.stdout
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "old" / "trials" / "trials.parquet").to_pylist()}
+    assert rows.keys() == {
+        f"{phase}-{variant}-r{repeat}"
+        for phase in ("ablation", "test")
+        for variant in ("none", "learned")
+        for repeat in (1, 2)
+    }
+    assert {row["state"] for row in rows.values()} == {"COMPLETE"}
+    summary = json.loads((tmp_path / "old" / "summary.json").read_text())
+    assert summary["test_openings"] == 1
+    none, learned = (row["cells"]["validation/accuracy"] for row in summary["rows"])
+    assert learned["values"] == {str(r): rows[f"ablation-learned-r{r}"]["value"] for r in (1, 2)}
+    assert none["difference"]["n"] == 2
+    assert not (tmp_path / "old" / "optuna.sqlite3").exists()
+
+    client = MlflowClient(sqlite_uri)
+    parent = json.loads((tmp_path / "old" / "mlflow.json").read_text())
+    run = client.get_run(parent["run_id"])
+    assert run.data.tags["kind"] == "ablation"
+    assert run.data.metrics["none/validation/accuracy/difference/mean"] == pytest.approx(none["difference"]["mean"])
+    assert "differences to `learned` paired by repeat" in run.data.tags["mlflow.note.content"]
+
+    again = _tune("rerun", "old", "--output", "new", *store, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "identical: all 8 trials," in again.stdout.splitlines()[-1]
