@@ -27,6 +27,7 @@ from ammpl.study.ray_worker import Resources
 from ammpl.study.study import Options, run_study
 from ammpl.study.summary import Summary
 from ammpl.study.trial import State, Trial
+from tests.integration.mlflow_store import states
 from tests.study.fakes import PRUNERS, Recorder, accuracy, execute, optimized, small_space, told
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,14 +61,19 @@ def test_one_at_a_time_the_search_is_what_plain_optuna_makes(tmp_path: Path, pru
 
 @pytest.fixture(scope="module")
 def two_studies(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Summary, Summary]:
-    """The same study, run twice one trial at a time."""
+    """The same study, run twice one trial at a time, the first time tracked in MLflow."""
     space = small_space(budget={"trials": 30}, seed=3)
 
-    def run() -> Summary:
+    def run(tracking: bool) -> Summary:
         folder = tmp_path_factory.mktemp("study")
-        return run_study(space, Options(folder, concurrency=1, tracking=False, quiet=True), execute=execute)
+        options = Options(folder, concurrency=1, tracking=tracking, tracking_uri=_store(folder), quiet=True)
+        return run_study(space, options, execute=execute)
 
-    return run(), run()
+    return run(tracking=True), run(tracking=False)
+
+
+def _store(study: Path) -> str:
+    return f"sqlite:///{study}.mlflow.db"
 
 
 def test_the_same_study_twice_gives_the_same_trials_and_curves(two_studies: tuple[Summary, Summary]) -> None:
@@ -99,6 +105,7 @@ def test_states_agree_trial_by_trial_everywhere(two_studies: tuple[Summary, Summ
             assert trial.value == row["value"] == logged[row["key"]]["value"]
     for row in trials:
         assert logged[row["key"]]["state"] == row["state"]
+    assert states(_store(folder), folder) == {row["key"]: row["state"] for row in trials}
 
 
 def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> None:
