@@ -160,7 +160,7 @@ def test_samplers_and_pruners_by_name_with_their_options() -> None:
         ("name", "a/b", "s.yaml: name: String should match pattern"),
         ("method", "cop", "s.yaml: method: is unknown, got 'cop'. Fix: did you mean 'coop'?"),
         ("seed", -1, "s.yaml: seed: "),
-        ("repeats", [], "s.yaml: repeats: must be a list of one or more numbers, each 0 or more, such as [1, 2, 3], g"),
+        ("repeats", [], "s.yaml: repeats: must be a list of one or more numbers, each 0 or more, such as [1, 2, 3]"),
         ("repeats", [1, -2], "s.yaml: repeats: must be a list of one or more numbers"),
         ("repeats", [1, True], "s.yaml: repeats: must be a list of one or more numbers"),
         ("repeats", [1, 2, 1], "s.yaml: repeats: each repeat must be listed once, got [1, 2, 1]"),

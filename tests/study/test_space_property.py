@@ -66,8 +66,19 @@ _words = st.sampled_from(
         "high",
         "choices",
         "when",
+        "learned",
+        "binary",
+        "none",
+        "kind",
+        "ablation",
+        "variants",
+        "reference",
+        "time",
+        "trials",
+        "step",
+        "log",
+        "<<",
     ]
-    + ["learned", "binary", "none", "kind", "ablation", "variants", "reference", "time", "trials", "step", "log", "<<"]
 )
 _scalars = (
     st.none()
