@@ -1,0 +1,50 @@
+"""Run benchmarks: ``python tests/benchmarks/run.py [NAME...] [--json FILE]``; without a name, all of them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+from importlib import import_module
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[2])
+sys.path.insert(0, ROOT)
+os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
+
+from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
+
+MODULES = {"engine": "tests.benchmarks.engine"}
+"""Benchmark -> the module whose ``benchmark`` yields its records."""
+
+
+def main() -> int:
+    """Run, print a line a record, write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and records there")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(MODULES):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(MODULES)}")
+    machine = f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    print(machine)
+    print(f"{'case':<64} {'ours':>9} {'reference':>9} {'ratio':>6}  unit")
+    records: list[Record] = []
+    for name in arguments.names or MODULES:
+        benchmark: Benchmark = import_module(MODULES[name]).benchmark
+        for record in benchmark():
+            records.append(record)
+            reference = "" if record.reference is None else f"{record.reference:.1f}"
+            ratio = "" if record.ratio is None else f"{record.ratio:.2f}"
+            print(f"{record.case:<64} {record.ours:>9.1f} {reference:>9} {ratio:>6}  {record.unit}", flush=True)
+    if arguments.json:
+        rows = [{**dataclasses.asdict(record), "ratio": record.ratio} for record in records]
+        arguments.json.write_text(json.dumps({"machine": machine, "records": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
