@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -67,7 +68,8 @@ def two_studies(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     def run(tracking: bool) -> Summary:
         folder = tmp_path_factory.mktemp("study")
         options = Options(folder, concurrency=1, tracking=tracking, tracking_uri=_store(folder), quiet=True)
-        return run_study(space, options, execute=execute)
+        with contextlib.chdir(folder.parent):  # MLflow puts a SQLite store's artifacts below the working directory
+            return run_study(space, options, execute=execute)
 
     return run(tracking=True), run(tracking=False)
 
