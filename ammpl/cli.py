@@ -13,9 +13,9 @@ from rich.console import Console
 import ammpl
 from ammpl.errors import UserError
 from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.ablation_summary import AblationSummary, StudySummary
 from ammpl.study.space import Budget
 from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.summary import StudySummary
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -201,9 +201,7 @@ def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
     show(summary, Console())
     if summary.interrupted:
         return EXIT_INTERRUPTED
-    if isinstance(summary, AblationSummary):
-        return EXIT_SUCCESS if summary.rows else EXIT_NO_RESULT
-    return EXIT_SUCCESS if summary.best is not None and summary.stopped is None else EXIT_NO_RESULT
+    return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
@@ -254,27 +252,16 @@ def show(summary: StudySummary, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say("")
-    search = None if isinstance(summary, AblationSummary) else summary
-    tables = summary.tables() if isinstance(summary, AblationSummary) else [summary.table()] if summary.rows else []
-    for table in tables:
+    for table in summary.tables():
         console.print(table)
-    for note in search.notes if search else ():
-        say(note)
     if summary.interrupted:
         say("interrupted: this is what was known by then")
-    if search and search.stopped is not None:
-        say(f"stopped: {search.stopped}")
+    for remark in summary.remarks:
+        say(remark)
     for reason, count in summary.reasons.items():
         say(f"{count} × {reason}")
-    if search is None:
-        if not summary.rows:
-            say("no trial of the ablation completed")
-    elif search.best is None:
-        say("no trial of the search completed")
-    elif search.winner is None:
-        params = ", ".join(f"{name}={value!r}" for name, value in search.best["params"].items())
-        value = f"{search.objective} {search.best['value']:.4f}"
-        say(f"best, unconfirmed: trial {search.best['number']}, {value}: {params}")
+    if summary.unshown:
+        say(summary.unshown)
     for problem in summary.problems:
         say(f"warning: {problem}")
     say(f"study folder: {summary.folder}")

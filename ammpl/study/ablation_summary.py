@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rich.text import Text
 from ammpl.config import Scalar
 from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.statistics import Estimate, estimate, paired
-from ammpl.study.summary import Summary, summarize, tally
+from ammpl.study.summary import StudySummary, complete, markdown_table, summarize, tally
 
 
 @dataclass(frozen=True)
@@ -58,37 +57,27 @@ class VariantRow:
     cells: Mapping[str, VariantCell]
 
 
-@dataclass(frozen=True)
-class AblationSummary:
+@dataclass(frozen=True, kw_only=True)
+class AblationSummary(StudySummary):
     """The end of an ablation.
 
     Attributes:
-        study: its name.
-        folder: where everything is.
-        interrupted: whether it was ended before its time.
-        objective: the metric that is compared, on validation data.
         reference: the variant that the others are compared with.
-        counts: trials by phase and state.
         rows: the variants with a complete trial, in the order of the file.
-        test_openings: how often the study looked at the test split: 1 if asked to and not ended before, else 0.
-        seconds: wall time of the trials' phase.
-        reasons: why trials FAILED or were LOST, with how many each.
-        ui_command: opens the MLflow UI; None without tracking.
-        problems: what observers could not do.
     """
 
-    study: str
-    folder: Path
-    interrupted: bool
-    objective: str
     reference: str
-    counts: Mapping[str, Mapping[str, int]]
     rows: tuple[VariantRow, ...]
-    test_openings: int
-    seconds: float
-    reasons: Mapping[str, int]
-    ui_command: str | None = None
-    problems: tuple[str, ...] = ()
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a trial completed."""
+        return bool(self.rows)
+
+    @property
+    def unshown(self) -> str | None:
+        """That there is no table."""
+        return None if self.rows else "no trial of the ablation completed"
 
     @property
     def metrics(self) -> list[str]:
@@ -113,18 +102,14 @@ class AblationSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as JSON data."""
-        data = dataclasses.asdict(self)
-        del data["ui_command"], data["problems"]
-        return {**data, "kind": "ablation", "folder": self.folder.name}
+        return {**super().as_dict(), "kind": "ablation"}
 
-    def markdown(self) -> str:
-        """Return the tables in Markdown."""
-        texts = []
-        for metric in self.metrics:
-            lines = [COLUMNS, ("---",) * len(COLUMNS), *self._texts(metric)]
-            table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-            texts.append(f"**{metric}**, differences to `{self.reference}` paired by repeat\n\n{table}\n")
-        return "\n".join(texts)
+    def _markdown_tables(self) -> str:
+        return "\n".join(
+            f"**{metric}**, differences to `{self.reference}` paired by repeat\n\n"
+            + markdown_table(COLUMNS, self._texts(metric))
+            for metric in self.metrics
+        )
 
     def tables(self) -> list[Table]:
         """Return the tables for the terminal, one a metric."""
@@ -174,10 +159,8 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
+        stopped=plan.stopped,
     )
-
-
-StudySummary = Summary | AblationSummary
 
 
 def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds: float) -> StudySummary:
@@ -190,10 +173,10 @@ def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds
 def _values(plan: AblationPlan, variant: str) -> dict[str, dict[int, float]]:
     """Return a variant's values by metric and repeat: the objective's, and what its tests measured."""
     objective = plan.space.objective.metric
-    trained = plan.outcomes("ablation", variant)
-    found = {objective: {repeat: outcome.metrics[objective] for repeat, outcome in sorted(trained.items())}}
-    for repeat, outcome in sorted(plan.outcomes("test", variant).items()):
+    trained = complete(plan.outcomes("ablation", variant))
+    found = {objective: {trial.repeat: outcome.metrics[objective] for trial, outcome in trained}}
+    for trial, outcome in complete(plan.outcomes("test", variant)):
         for metric, value in sorted(outcome.metrics.items()):
             if metric.startswith("test/") and math.isfinite(value):
-                found.setdefault(metric, {})[repeat] = value
+                found.setdefault(metric, {})[trial.repeat] = value
     return {metric: values for metric, values in found.items() if values}

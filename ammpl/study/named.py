@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,14 +16,23 @@ class NamedOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def read_named(kinds: Mapping[str, type[BaseModel]], raw: Any, where: str) -> Any:
+Kind = TypeVar("Kind", bound=NamedOptions)
+
+
+def by_name(*kinds: type[Kind]) -> dict[str, type[Kind]]:
+    """Return classes by the word that chooses each."""
+    return {kind.model_fields["name"].default: kind for kind in kinds}
+
+
+def read_named(kinds: Mapping[str, type[Kind]], raw: Any, where: str) -> Kind:
     """Build the one of ``kinds`` that ``raw['name']`` chooses, from its options.
 
     Raises:
         UserError: an unknown name or option, or a bad value; names field, rule, value and fix.
     """
-    if isinstance(raw, BaseModel):
-        return raw
+    for kind in kinds.values():
+        if isinstance(raw, kind):
+            return raw
     if not isinstance(raw, Mapping) or "name" not in raw:
         raise UserError(where, "must be a mapping with a 'name'", got=raw, fix=f"{{name: {next(iter(kinds))}}}")
     name = raw["name"]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import optuna
 from pydantic import Field, field_validator, model_validator
 
-from ammpl.study.named import NamedOptions, read_named
+from ammpl.study.named import NamedOptions, by_name, read_named
 
 
 class MedianPruner(NamedOptions):
@@ -218,19 +218,13 @@ class PatientPruner(NamedOptions):
 
 Pruner = DecidingPruner | PatientPruner | NoPruner
 
-PRUNERS: dict[str, type[Pruner]] = {
-    "median": MedianPruner,
-    "percentile": PercentilePruner,
-    "hyperband": HyperbandPruner,
-    "successive_halving": SuccessiveHalvingPruner,
-    "patient": PatientPruner,
-    "threshold": ThresholdPruner,
-    "wilcoxon": WilcoxonPruner,
-    "none": NoPruner,
-}
-
-
-def read_pruner(raw: Any, where: str) -> Pruner:
-    """Build a pruner from ``{name, ...options}``. Raises UserError for an unknown name or option, or a bad value."""
-    pruner: Pruner = read_named(PRUNERS, raw, where)
-    return pruner
+PRUNERS: dict[str, type[Pruner]] = by_name(
+    MedianPruner,
+    PercentilePruner,
+    HyperbandPruner,
+    SuccessiveHalvingPruner,
+    PatientPruner,
+    ThresholdPruner,
+    WilcoxonPruner,
+    NoPruner,
+)

@@ -9,7 +9,7 @@ import optuna
 from pydantic import Field, model_validator
 
 from ammpl.errors import UserError
-from ammpl.study.named import NamedOptions, read_named
+from ammpl.study.named import NamedOptions, by_name
 from ammpl.study.parameters import Parameter
 
 
@@ -176,21 +176,9 @@ class Nsga2Sampler(NamedOptions):
 
 Sampler = TpeSampler | RandomSampler | GridSampler | QmcSampler | GpSampler | CmaEsSampler | Nsga2Sampler
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "tpe": TpeSampler,
-    "random": RandomSampler,
-    "grid": GridSampler,
-    "qmc": QmcSampler,
-    "gp": GpSampler,
-    "cmaes": CmaEsSampler,
-    "nsga2": Nsga2Sampler,
-}
-
-
-def read_sampler(raw: Any, where: str) -> Sampler:
-    """Build a sampler from ``{name, ...options}``. Raises UserError for an unknown name or option, or a bad value."""
-    sampler: Sampler = read_named(SAMPLERS, raw, where)
-    return sampler
+SAMPLERS: dict[str, type[Sampler]] = by_name(
+    TpeSampler, RandomSampler, GridSampler, QmcSampler, GpSampler, CmaEsSampler, Nsga2Sampler
+)
 
 
 def check_sampler(sampler: Sampler, parameters: Mapping[str, Parameter], where: str) -> None:

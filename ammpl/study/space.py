@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
 from ammpl.study.conditions import check_parameters_matter
+from ammpl.study.named import read_named
 from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
-from ammpl.study.pruners import MedianPruner, Pruner, read_pruner
-from ammpl.study.samplers import Sampler, TpeSampler, check_sampler, read_sampler
+from ammpl.study.pruners import PRUNERS, MedianPruner, Pruner
+from ammpl.study.samplers import SAMPLERS, Sampler, TpeSampler, check_sampler
 from ammpl.study.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
@@ -309,10 +310,10 @@ def parse_space(raw: Any, where: str) -> SearchSpace:
         raise UserError(
             f"{where}: method", "is unknown", got=data["method"], fix=did_you_mean(str(data["method"]), METHODS)
         )
-    if "sampler" in data:
-        data["sampler"] = read_sampler(data["sampler"], f"{where}: sampler")
-    if "pruner" in data:
-        data["pruner"] = read_pruner(data["pruner"], f"{where}: pruner")
+    named: dict[str, Mapping[str, type[Any]]] = {"sampler": SAMPLERS, "pruner": PRUNERS}
+    for key, kinds in named.items():
+        if key in data:
+            data[key] = read_named(kinds, data[key], f"{where}: {key}")
     if isinstance(data.get("parameters"), Mapping):
         data["parameters"] = {
             name: read_parameter(parameter, f"{where}: parameters.{name}")

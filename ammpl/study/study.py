@@ -22,7 +22,7 @@ from ammpl.errors import UserError
 from ammpl.study import ray_cluster
 from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.ablation_summary import StudySummary, summarize_study
+from ammpl.study.ablation_summary import summarize_study
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
 from ammpl.study.observers import Observers
@@ -30,6 +30,7 @@ from ammpl.study.plan import Plan
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace
+from ammpl.study.summary import StudySummary
 from ammpl.study.tracking import MLflowTracker
 from ammpl.study.trial import Execute, Observer
 from ammpl.study.worker import execute as train_or_test

@@ -1,9 +1,10 @@
-"""What came out of a study: the winner and the baselines on the same repeats, in numbers and as a table."""
+"""What came out of a study, in numbers and as tables; of a search, winner and baselines on the same repeats."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,24 +70,20 @@ class Row:
         return self.method if self.method == "zero_shot" else f"{self.method} (untuned)"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The end of a study.
+@dataclass(frozen=True, kw_only=True)
+class StudySummary(ABC):
+    """The end of a study of any kind.
 
     Attributes:
         study: its name.
         folder: where everything is.
         interrupted: whether it was ended before its time.
-        objective: the metric that was optimised.
+        objective: the metric that is optimised or compared.
         counts: trials by phase and state.
-        best: the search's best trial (number, value, params): a lucky draw until confirmed; None if none completed.
-        winner: the candidate with the best mean on fresh repeats, None if there is none.
-        rows: the winner and the baselines.
-        finalists: all confirmed configurations of the search, the winner among them.
-        test_openings: how often the study looked at the test split: 1, or 0 if it ended before.
+        test_openings: how often the study looked at the test split: 1, or 0 if it did not or ended before.
         seconds: wall time of the trials' phase.
         reasons: why trials FAILED or were LOST, with how many each.
-        notes: what a reader of the table must know.
+        notes: what a reader of the tables must know.
         stopped: why the study ended itself before its time, None if it did not.
         ui_command: opens the MLflow UI; None without tracking.
         problems: what observers could not do.
@@ -97,10 +94,6 @@ class Summary:
     interrupted: bool
     objective: str
     counts: Mapping[str, Mapping[str, int]]
-    best: Mapping[str, Any] | None
-    winner: str | None
-    rows: tuple[Row, ...]
-    finalists: tuple[Row, ...]
     test_openings: int
     seconds: float
     reasons: Mapping[str, int]
@@ -108,6 +101,82 @@ class Summary:
     stopped: str | None = None
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def has_result(self) -> bool:
+        """Whether anything completed that the study asked for."""
+
+    @property
+    @abstractmethod
+    def unshown(self) -> str | None:
+        """The result in a line where it is not in the tables."""
+
+    @abstractmethod
+    def flat_metrics(self) -> dict[str, float]:
+        """Return every figure of the tables under a name of its own."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """Return the tables for the terminal."""
+
+    @abstractmethod
+    def _markdown_tables(self) -> str:
+        """Return the tables in Markdown, nothing where there is none."""
+
+    def markdown(self) -> str:
+        """Return the tables and what must be known with them, in Markdown."""
+        return (self._markdown_tables() + "".join(f"\n{remark}\n" for remark in self.remarks)).lstrip("\n")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the tables must know, and why the study ended itself."""
+        return [*self.notes, *([f"stopped: {self.stopped}"] if self.stopped else [])]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON data."""
+        data = dataclasses.asdict(self)
+        del data["ui_command"], data["problems"]
+        return {**data, "folder": self.folder.name}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(StudySummary):
+    """The end of a search.
+
+    Attributes:
+        best: the search's best trial (number, value, params): a lucky draw until confirmed; None if none completed.
+        winner: the candidate with the best mean on fresh repeats, None if there is none.
+        rows: the winner and the baselines.
+        finalists: all confirmed configurations of the search, the winner among them.
+    """
+
+    best: Mapping[str, Any] | None
+    winner: str | None
+    rows: tuple[Row, ...]
+    finalists: tuple[Row, ...]
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a trial of the search completed."""
+        return self.best is not None
+
+    @property
+    def unshown(self) -> str | None:
+        """The best trial where no winner is in the table."""
+        if self.best is None:
+            return "no trial of the search completed"
+        if self.winner is not None:
+            return None
+        params = ", ".join(f"{name}={value!r}" for name, value in self.best["params"].items())
+        value = f"{self.objective} {self.best['value']:.4f}"
+        return f"best, unconfirmed: trial {self.best['number']}, {value}: {params}"
 
     @property
     def metrics(self) -> list[str]:
@@ -128,31 +197,20 @@ class Summary:
                     flat[f"{name}/{metric}/sd"] = cell.sd
         return flat
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the summary as JSON data."""
-        data = dataclasses.asdict(self)
-        del data["ui_command"], data["problems"]
-        data["folder"] = self.folder.name
-        return data
+    def _markdown_tables(self) -> str:
+        return markdown_table(["method", "n", *self.metrics], self._texts()) if self.rows else ""
 
-    def markdown(self) -> str:
-        """Return the table in Markdown, nothing where there is no row."""
+    def tables(self) -> list[Table]:
+        """Return the table for the terminal, where it has rows."""
         if not self.rows:
-            return ""
-        header = ["method", "n", *self.metrics]
-        lines = [header, ["---"] * len(header), *self._texts()]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-        return table + "".join(f"\n{note}\n" for note in self.notes)
-
-    def table(self) -> Table:
-        """Return the table for the terminal."""
+            return []
         table = Table(title=f"{self.study}: mean ± sd over n fresh repeats", title_justify="left")
         table.add_column("method", no_wrap=True)
         for name in ("n", *self.metrics):
             table.add_column(name, justify="right", no_wrap=True)
         for texts in self._texts():
             table.add_row(*texts)
-        return table
+        return [table]
 
     def _texts(self) -> Iterable[list[str]]:
         for row in self.rows:
@@ -194,7 +252,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     """Say when the winner's image prompt does nothing at evaluation, since its row looks as if it did."""
     if plan.winner is None:
         return ()
-    rates = [o.metrics.get("mask/keep_rate", 0.0) for _, o in _complete(plan.outcomes("confirm", plan.winner))]
+    rates = [o.metrics.get("mask/keep_rate", 0.0) for _, o in complete(plan.outcomes("confirm", plan.winner))]
     idle = sum(rate > IDLE_KEEP_RATE for rate in rates)
     if not idle:
         return ()
@@ -222,8 +280,8 @@ def _confirmed(plan: Plan, candidate: str) -> bool:
 
 def _row(plan: Plan, candidate: str) -> Row:
     objective = plan.space.objective.metric
-    confirmed = _complete(plan.outcomes("confirm", candidate))
-    tested = _complete(plan.outcomes("test", candidate))
+    confirmed = complete(plan.outcomes("confirm", candidate))
+    tested = complete(plan.outcomes("test", candidate))
     cells = {objective: Cell.of([outcome.metrics[objective] for _, outcome in confirmed])}
     for metric in sorted(
         {metric for _, outcome in tested for metric in outcome.metrics if metric.startswith("test/")}
@@ -233,7 +291,8 @@ def _row(plan: Plan, candidate: str) -> Row:
     return Row(candidate, trial.config.method, bool(trial.params), trial.params, cells)
 
 
-def _complete(outcomes: Iterable[tuple[Trial, Outcome]]) -> list[tuple[Trial, Outcome]]:
+def complete(outcomes: Iterable[tuple[Trial, Outcome]]) -> list[tuple[Trial, Outcome]]:
+    """Return those that completed."""
     return [(trial, outcome) for trial, outcome in outcomes if outcome.state is State.COMPLETE]
 
 

@@ -17,8 +17,8 @@ from ammpl.errors import UserError
 from ammpl.study.ablation import AblationPlan
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
 from ammpl.study.ablation_summary import AblationSummary, summarize_ablation
+from ammpl.study.base_plan import FINISHED
 from ammpl.study.observers import Observers
-from ammpl.study.plan import FINISHED
 from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import State, Trial

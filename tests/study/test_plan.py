@@ -8,8 +8,9 @@ import optuna
 import pytest
 
 from ammpl.errors import UserError
+from ammpl.study.base_plan import FINISHED
 from ammpl.study.observers import Observers
-from ammpl.study.plan import FINISHED, Plan
+from ammpl.study.plan import Plan
 from ammpl.study.space import SearchSpace
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (

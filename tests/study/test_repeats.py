@@ -11,8 +11,9 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 
+from ammpl.study.base_plan import FINISHED
 from ammpl.study.observers import Observers
-from ammpl.study.plan import FINISHED, Plan
+from ammpl.study.plan import Plan
 from ammpl.study.records import Records
 from ammpl.study.space import SearchSpace
 from ammpl.study.summary import summarize

@@ -168,7 +168,10 @@ def test_the_verdict_and_the_exit_code(
         assert space.name == "small"
         assert options.output == tmp_path / "new"
         folder = _study(tmp_path / "new", _changed("confirm-coop-r2", change) if other else execute)
-        return Summary("small", folder, False, "validation/accuracy", {}, None, None, (), (), 1, 1.0, {})
+        return Summary(
+            study="small", folder=folder, interrupted=False, objective="validation/accuracy", counts={}, best=None,
+            winner=None, rows=(), finalists=(), test_openings=1, seconds=1.0, reasons={},
+        )  # fmt: skip
 
     monkeypatch.setattr(study, "run_study", run)
     assert cli.main(["rerun", str(_study(tmp_path / "old")), "--output", str(tmp_path / "new"), "--quiet"]) == code

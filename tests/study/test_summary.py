@@ -72,7 +72,7 @@ def test_the_table_in_markdown_and_in_the_terminal(tmp_path: Path) -> None:
     assert len(lines) == 5
     assert lines[4].startswith("| coop (untuned) | 3 | 0.")
     console = Console(width=80, file=(out := io.StringIO()))
-    console.print(summary.table())
+    console.print(*summary.tables())
     text = out.getvalue()
     assert "coop (untuned)" in text
     assert str(summary.rows[0].cells["test/accuracy"]) in text

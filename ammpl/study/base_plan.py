@@ -1,0 +1,235 @@
+"""What plans of every kind have in common: trials handed out in order, their results taken, an end before its time."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
+
+TEST_METRICS = ("test/harmonic_mean", "test/accuracy")  # the first that a test reports is its value
+
+FIRST_TRIALS = 5  # when all of them fail the same way, so would the others
+
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")  # steps, sizes, addresses: not what makes two failures different
+
+
+class _Finished(Enum):
+    FINISHED = "finished"
+
+
+FINISHED: Literal[_Finished.FINISHED] = _Finished.FINISHED
+"""What :meth:`BasePlan.next` returns when nothing more is to be run."""
+
+
+@dataclass
+class Running:
+    """What is known of a trial that has not ended."""
+
+    trial: Trial
+    value: float | None = None
+    step: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
+    seconds: float = 0.0
+    pruned: bool = False
+    counts: bool = True  # as a record of its configuration; not if that could not be built
+
+
+class BasePlan(ABC):
+    """A plan knows nothing of Ray: an engine asks it for trials, tells it what they report, stops them when told to.
+
+    Args:
+        objective: the metric of every evaluation that is a trial's value; a test has its own.
+        folder: the study folder; a test trial loads what its training left under it.
+        observer: is told of every trial in order.
+
+    Attributes:
+        finished: every ended trial with its outcome, in the order of ending.
+        stopped: why the study ended itself before its time, None if it did not.
+    """
+
+    def __init__(self, objective: str, folder: Path, observer: Observer):
+        self.finished: list[tuple[Trial, Outcome]] = []
+        self.stopped: str | None = None
+        self._objective = objective
+        self._folder = folder
+        self._observer = observer
+        self._running: dict[str, Running] = {}
+        self._source = self._trials()
+        self._ending: str | None = None
+
+    @property
+    @abstractmethod
+    def totals(self) -> dict[Phase, int]:
+        """How many trials each phase has at most."""
+
+    @abstractmethod
+    def _trials(self) -> Iterator[Trial | None]:
+        """Yield the study's trials in order, None while the next one depends on those that run."""
+
+    @abstractmethod
+    def _place(self, trial: Trial) -> int | None:
+        """Return a trial's place among those whose failing says that nothing works; None for others."""
+
+    @property
+    def running(self) -> list[Trial]:
+        """The trials handed out and not ended."""
+        return [running.trial for running in self._running.values()]
+
+    def next(self) -> Trial | Literal[_Finished.FINISHED] | None:
+        """Return the next trial to run, None while it depends on running ones, or FINISHED."""
+        if self._ending is not None:
+            return FINISHED
+        trial = next(self._source, FINISHED)
+        if self._ending is not None:  # the study came to its end while it looked for the next trial
+            return FINISHED
+        if isinstance(trial, Trial) and trial.key not in self._running:
+            self._start(trial)
+        return trial
+
+    def report(self, trial: Trial, step: int, metrics: Mapping[str, float], seconds: float = 0.0) -> bool:
+        """Take one evaluation; return whether the trial is to be stopped.
+
+        A step that came before (a trial run again after its worker died) is not taken twice.
+
+        Args:
+            seconds: wall time of the trial in its worker so far.
+        """
+        running = self._running[trial.key]
+        running.seconds = seconds
+        if running.step is not None and step <= running.step:
+            return False
+        running.step, running.metrics = step, dict(metrics)
+        running.curve.append((step, running.metrics))
+        running.value = next((metrics[name] for name in self._value_names(trial) if name in metrics), None)
+        self._observer.trial_reported(trial, step, metrics)
+        if running.value is None:
+            return True
+        running.pruned = self._prunes(trial, step, running.value)
+        return running.pruned
+
+    def finish(
+        self,
+        trial: Trial,
+        seconds: float | None = None,
+        *,
+        state: Literal[State.FAILED, State.LOST] | None = None,
+        reason: str | None = None,
+        duplicate_of: str | None = None,
+    ) -> Outcome:
+        """End a trial that ran out, was stopped, failed or was lost.
+
+        Args:
+            seconds: wall time of the trial in its worker; None takes the last report's.
+            state: None for a trial that ended in order (COMPLETE, or PRUNED if :meth:`report` said so).
+            reason: why, for FAILED and LOST.
+            duplicate_of: the key of the trial whose record answered this one.
+        """
+        running = self._running.pop(trial.key)
+        ended: State = state or (State.PRUNED if running.pruned else State.COMPLETE)
+        if state is None and (fault := self._fault(running)) is not None:
+            ended, reason = State.FAILED, fault
+        elif ended is State.COMPLETE:
+            ended = self._completed(trial, running.value or 0.0)
+        outcome = Outcome(
+            state=ended,
+            value=running.value,
+            step=running.step,
+            metrics=running.metrics,
+            seconds=running.seconds if seconds is None else seconds,
+            reason=reason,
+            duplicate_of=duplicate_of,
+        )
+        self._learn(running, outcome)
+        self.finished.append((trial, outcome))
+        self._observer.trial_finished(trial, outcome)
+        if (place := self._place(trial)) is not None and place < FIRST_TRIALS:
+            self._stop_if_hopeless()
+        return outcome
+
+    def interrupt(self, reason: str) -> None:
+        """End the study now: running trials are LOST, and nothing more is handed out."""
+        self._end(reason)
+        for trial in self.running:
+            self.finish(trial, state=State.LOST, reason=reason)
+
+    def outcomes(self, phase: Phase, candidate: str) -> list[tuple[Trial, Outcome]]:
+        """Return the ended trials of one candidate in one phase, by repeat."""
+        found = [(t, o) for t, o in self.finished if t.phase == phase and t.candidate == candidate]
+        return sorted(found, key=lambda pair: pair[0].repeat)
+
+    # -- what a kind of plan adds --
+
+    def _prunes(self, trial: Trial, step: int, value: float) -> bool:
+        """Return whether an evaluation ends its trial."""
+        return False
+
+    def _completed(self, trial: Trial, value: float) -> State:
+        """Return what a trial that ran to its end is."""
+        return State.COMPLETE
+
+    def _learn(self, running: Running, outcome: Outcome) -> None:  # noqa: B027  # nothing, by default
+        """Make something of an ended trial."""
+
+    def _unusable(self, value: float) -> str | None:
+        """Return why a value is no result, as in "the objective is …"; None if it is one."""
+        return "NaN" if math.isnan(value) else None
+
+    def _end(self, reason: str) -> None:
+        """Hand out nothing more."""
+        self._ending = reason
+
+    # -- what they share --
+
+    def _start(self, trial: Trial) -> None:
+        self._running[trial.key] = Running(trial)
+        self._observer.trial_started(trial)
+
+    def _wait(self, phase: Phase) -> Iterator[Trial | None]:
+        """Yield None as long as trials of a phase run."""
+        while any(running.trial.phase == phase for running in self._running.values()):
+            yield None
+
+    def _test(self, trained: Trial) -> Trial:
+        """Return the test of a trial that has completed."""
+        learned = trained.config.method != "zero_shot"
+        return replace(
+            trained,
+            key=trained.key.replace(trained.phase, "test", 1),
+            phase="test",
+            learnables=trained.folder(self._folder) / "learnables.safetensors" if learned else None,
+        )
+
+    def _fault(self, running: Running) -> str | None:
+        """Return what is wrong with a trial that ended in order, None if nothing is."""
+        step, value = running.step, running.value
+        if step is None:
+            return "the trial ended without an evaluation"
+        if value is None:
+            names = " or ".join(map(repr, self._value_names(running.trial)))
+            return f"the evaluation at step {step} has no {names}; it has: {', '.join(sorted(running.metrics))}"
+        problem = None if running.pruned else self._unusable(value)
+        return f"the objective is {problem} at step {step}" if problem else None
+
+    def _stop_if_hopeless(self) -> None:
+        """Hand out nothing more once the first trials have all failed the same way, but for numbers in the reason."""
+        first: dict[int, str] = {}
+        for trial, outcome in self.finished:
+            place = self._place(trial)
+            failed = outcome.state in (State.FAILED, State.LOST) and outcome.reason is not None
+            if place is not None and place < FIRST_TRIALS and failed:
+                first[place] = outcome.reason or ""
+        ways = {_NUMBER.sub("#", reason) for reason in first.values()}
+        if len(first) == FIRST_TRIALS and len(ways) == 1 and self._ending is None:
+            self.stopped = f"the first {FIRST_TRIALS} trials all failed the same way: {first[FIRST_TRIALS - 1]}"
+            self._end(self.stopped)
+
+    def _value_names(self, trial: Trial) -> tuple[str, ...]:
+        return TEST_METRICS if trial.phase == "test" else (self._objective,)
