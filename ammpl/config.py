@@ -50,12 +50,17 @@ class DataConfig(_Config):
         validation_shots: validation images a class; None is the protocol's min(shots, 4).
         task: ``all`` trains and scores every class; ``base_to_new`` trains on the first half of the labels
             (rounded up) and tests both halves, each among its own names.
+        augmentation: of training images: ``crop_and_mirror`` (the CoOp family's) or ``none``; None takes the data
+            set's own: the former for photographs, the latter for the embedded digits.
+        skip_broken: leave out pictures that cannot be read, rather than stop.
     """
 
     name: str = "digits"
     shots: int = Field(16, ge=1)
     validation_shots: int | None = Field(None, ge=1)
     task: Literal["all", "base_to_new"] = "all"
+    augmentation: Literal["crop_and_mirror", "none"] | None = None
+    skip_broken: bool = False
 
 
 class TextConfig(_Config):

@@ -157,8 +157,8 @@ def test_class_names_that_the_embedded_tower_cannot_read(refused: Refused, monke
     def open_animals(*told: Any, **more: Any) -> Any:
         digits = honest(*told, **more)
         names = tuple(f"zebra {number}" for number in range(10))
-        train, validation = (replace(split, class_names=names) for split in (digits.train, digits.validation))
-        return replace(digits, train=train, validation=validation)
+        train, validation = (replace(part, class_names=names) for part in (digits.train, digits.validation))
+        return replace(digits, class_names=names, train=train, validation=validation)
 
     honest = task.open_dataset
     monkeypatch.setattr(task, "open_dataset", open_animals)

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ammpl.data.dataset import Dataset, Split
+from ammpl.data.dataset import Dataset, MemoryPictures
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 POOL_PER_CLASS = 90
@@ -30,16 +30,18 @@ def open_digits() -> Dataset:
     one_hot = torch.nn.functional.one_hot(labels, len(NAMES))
     place = (one_hot.cumsum(0) - one_hot).gather(1, labels[:, None])[:, 0]
 
-    def split(chosen: Tensor) -> Split:
-        return Split(enlarge(raw[chosen.numpy()]), labels[chosen], NAMES)
+    def pictures(chosen: Tensor) -> MemoryPictures:
+        return MemoryPictures(enlarge(raw[chosen.numpy()]), labels[chosen], NAMES)
 
     return Dataset(
         name="digits",
-        train=split(place < TRAIN_PER_CLASS),
-        validation=split((place >= TRAIN_PER_CLASS) & (place < POOL_PER_CLASS)),
-        open_test=lambda: split(place >= POOL_PER_CLASS),
+        class_names=NAMES,
+        train=pictures(place < TRAIN_PER_CLASS),
+        validation=pictures((place >= TRAIN_PER_CLASS) & (place < POOL_PER_CLASS)),
+        open_test=lambda: pictures(place >= POOL_PER_CLASS),
         template="a photo of a {}.",
         source="Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, CC BY 4.0), from scikit-learn",
+        split_source="the first 50 images of each class, the next 40, the rest",
     )
 
 

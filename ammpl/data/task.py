@@ -8,16 +8,19 @@ list first, then of the validation list, from the same stream; before base and n
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torch import Tensor
 
 from ammpl.config import DataConfig
-from ammpl.data.dataset import Dataset, Split
+from ammpl.data.dataset import Dataset, Originals, Pictures, Split
+from ammpl.data.home import DataHome
 from ammpl.data.registry import open_dataset
+from ammpl.data.transform import AUGMENTATION, ImageTransform
 from ammpl.errors import UserError
 
 PROTOCOL_VALIDATION_SHOTS = 4
@@ -28,16 +31,39 @@ class Task:
     """The training and validation images of one trial.
 
     Attributes:
-        train: the few shots.
+        dataset: what they were drawn from.
+        train: the few shots; :class:`Originals` where training crops at random.
         validation: what tuning may look at.
-        template: the data set's zero-shot sentence.
-        mean_pixel: the data set's mean colour in [0, 1].
+        transform: of the backbone.
     """
 
+    dataset: Dataset
     train: Split
     validation: Split
-    template: str
-    mean_pixel: tuple[float, float, float]
+    transform: ImageTransform
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training crops and mirrors at random."""
+        return isinstance(self.train.images, Originals)
+
+    def mean_color(self) -> tuple[float, float, float]:
+        """Return the mean colour of the training list, three values in [0, 1]."""
+        return self.dataset.train.mean_color()
+
+    def record(self) -> dict[str, Any]:
+        """Return what a reader of the results should know of the data, as plain values."""
+        return {
+            "dataset": self.dataset.name,
+            "source": self.dataset.source,
+            "split": self.dataset.split_source,
+            "warnings": list(self.dataset.warnings),
+            "classes": len(self.train.class_names),
+            "train_images": len(self.train),
+            "validation_images": len(self.validation),
+            "transform": asdict(self.transform),
+            "augmentation": AUGMENTATION if self.augmented else None,
+        }
 
 
 def base_and_new(class_count: int) -> tuple[list[int], list[int]]:
@@ -46,10 +72,16 @@ def base_and_new(class_count: int) -> tuple[list[int], list[int]]:
     return list(range(half)), list(range(half, class_count))
 
 
-def sample_shots(split: Split, shots: int, stream: random.Random) -> list[int]:
-    """Draw ``shots`` positions a class, or all of a class that has fewer, in the published order."""
+def sample_shots(labels: Tensor, shots: int, stream: random.Random) -> list[int]:
+    """Draw ``shots`` positions a class, or all of a class that has fewer, in the published order.
+
+    Args:
+        labels: int64 (n,), of a list in its order.
+        shots: k.
+        stream: what is drawn from.
+    """
     positions: dict[int, list[int]] = {}
-    for position, label in enumerate(split.labels.tolist()):
+    for position, label in enumerate(labels.tolist()):
         positions.setdefault(label, []).append(position)
     drawn: list[int] = []
     for of_class in positions.values():
@@ -57,68 +89,79 @@ def sample_shots(split: Split, shots: int, stream: random.Random) -> list[int]:
     return drawn
 
 
-def check_shots(config: DataConfig, dataset: Dataset) -> None:
-    """Refuse shots beyond what every class has.
-
-    Raises:
-        UserError: with the field, the class and both numbers.
-    """
-    wanted = {"data.shots": (config.shots, dataset.train)}
-    if config.validation_shots is not None:
-        wanted["data.validation_shots"] = (config.validation_shots, dataset.validation)
-    for field, (shots, split) in wanted.items():
-        counts = torch.bincount(split.labels, minlength=len(split.class_names))
-        fewest = int(counts.argmin())
-        if shots > int(counts[fewest]):
-            raise UserError(
-                field,
-                f"class {split.class_names[fewest]!r} of {dataset.name} has {int(counts[fewest])} images there",
-                got=shots,
-                fix=f"at most {int(counts[fewest])}",
-            )
-
-
-@lru_cache(maxsize=8)  # the repeats of a study; a few megabytes each on few-shot data
-def load_task(config: DataConfig, seed: int, size: int, interpolation: str = "bicubic") -> Task:
+@lru_cache(maxsize=8)  # the repeats of a study
+def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: DataHome) -> Task:
     """Draw the few-shot task of one repeat.
 
     Args:
         config: data set, shots, classes.
         seed: the data seed; 0 is a seed like any other.
-        size: pixels a side that the backbone expects.
-        interpolation: of the resize.
+        transform: of the backbone.
+        home: where data lie.
 
     Raises:
-        UserError: unknown data set, or more shots than images.
+        UserError: unknown data set, files that are not as they should be, or more shots than images.
     """
-    dataset = open_dataset(config.name)
-    check_shots(config, dataset)
+    dataset = open_dataset(config.name, home, config.skip_broken)
+    if not len(dataset.train.labels):
+        raise UserError("data.name", "has a test list only, nothing to train on", got=config.name)
+    augmented = dataset.augmented if config.augmentation is None else config.augmentation == "crop_and_mirror"
     stream = random.Random(seed)
-    train = dataset.train.at(sample_shots(dataset.train, config.shots, stream))
-    validation_shots = config.validation_shots or min(config.shots, PROTOCOL_VALIDATION_SHOTS)
-    validation = dataset.validation.at(sample_shots(dataset.validation, validation_shots, stream))
+
+    labels, choose = _pool(dataset.train, transform, originals=augmented)
+    _check_shots(dataset, labels, "data.shots", config.shots, config)
+    drawn = sample_shots(labels, config.shots, stream)
+    train = choose(drawn)
+
+    shots = config.validation_shots or min(config.shots, PROTOCOL_VALIDATION_SHOTS)
+    if len(dataset.validation.labels):
+        labels, choose = _pool(dataset.validation, transform)
+        unused = torch.ones(len(labels), dtype=torch.bool)
+    else:  # then from what training has left
+        labels, choose = _pool(dataset.train, transform)
+        unused = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, torch.tensor(drawn), False)
+    if config.validation_shots is not None:
+        _check_shots(dataset, labels[unused], "data.validation_shots", shots, config)
+    rows = unused.nonzero()[:, 0]
+    validation = choose(rows[sample_shots(labels[unused], shots, stream)].tolist())
+
     if config.task == "base_to_new":
         base, _ = base_and_new(len(dataset.class_names))
         train, validation = train.of_classes(base), validation.of_classes(base)
-    return Task(
-        fit(train, size, interpolation), fit(validation, size, interpolation), dataset.template, dataset.mean_pixel
-    )
+    return Task(dataset, train, validation, transform)
+
+
+def _pool(
+    pictures: Pictures, transform: ImageTransform, *, originals: bool = False
+) -> tuple[Tensor, Callable[[list[int]], Split]]:
+    """Return the labels of a list, and what makes chosen positions of it readable."""
+    if pictures.drawn_first:
+        return pictures.labels, lambda positions: pictures.at(positions).open(transform, originals=originals)
+    split = pictures.open(transform, originals=originals)
+    return split.labels, split.at
+
+
+def _check_shots(dataset: Dataset, labels: Tensor, field: str, shots: int, config: DataConfig) -> None:
+    """Refuse shots beyond what every class has, unless the user has agreed to do without some pictures."""
+    if config.skip_broken:
+        return  # then such a class gives all it has, as in published code
+    counts = torch.bincount(labels, minlength=len(dataset.class_names))
+    fewest = int(counts.argmin())
+    if shots > int(counts[fewest]):
+        raise UserError(
+            field,
+            f"class {dataset.class_names[fewest]!r} of {dataset.name} has {int(counts[fewest])} images there",
+            got=shots,
+            fix=f"at most {int(counts[fewest])}",
+        )
 
 
 @lru_cache(maxsize=2)
-def load_test(config: DataConfig, size: int, interpolation: str = "bicubic") -> dict[str, Split]:
+def load_test(config: DataConfig, transform: ImageTransform, home: DataHome) -> dict[str, Split]:
     """Open the sealed test list: ``{"": all}``, or ``{"base": ..., "new": ...}`` each among its own names."""
-    dataset = open_dataset(config.name)
-    test = fit(dataset.open_test(), size, interpolation)
+    dataset = open_dataset(config.name, home, config.skip_broken)
+    test = dataset.open_test().open(transform)
     if config.task == "all":
         return {"": test}
     base, new = base_and_new(len(dataset.class_names))
     return {"base": test.of_classes(base), "new": test.of_classes(new)}
-
-
-def fit(split: Split, size: int, interpolation: str) -> Split:
-    """Resize the shorter side to ``size`` and cut the centre square, the protocol's test transform."""
-    if tuple(split.images.shape[-2:]) == (size, size):
-        return split
-    images = transforms.resize(split.images, [size], InterpolationMode(interpolation), antialias=True)
-    return Split(transforms.center_crop(images, [size, size]), split.labels, split.class_names)

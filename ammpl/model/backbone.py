@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -40,13 +41,17 @@ class Preprocessing:
         size: pixels a side, square.
         mean: of each channel, of pixels in [0, 1].
         std: of each channel, of pixels in [0, 1].
-        interpolation: of the resize, a name that PIL and torchvision share.
+        interpolation: of the resize, ``bicubic`` or ``bilinear``.
+        resize_mode: ``shortest``, ``longest`` or ``squash``, as open_clip names them.
+        fill_color: of the padding in ``longest``, 0..255.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
 
 
 class Backbone:
@@ -372,6 +377,25 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}").to(device)
 
 
+def load_preprocessing(config: BackboneConfig) -> Preprocessing:
+    """Return what a backbone expects of images, without loading its weights.
+
+    Raises:
+        UserError: unknown architecture.
+    """
+    if config.name == tiny_glyph.NAME:
+        return _preprocessing(tiny_glyph.preprocess_config())
+    architecture = open_clip.get_model_config(config.name)
+    if architecture is None:
+        known = [tiny_glyph.NAME, *open_clip.list_models()]
+        raise UserError(
+            "backbone.name", "unknown backbone", got=config.name, fix=did_you_mean(config.name, known)
+        )
+    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained else {}
+    chosen = merge_preprocess_dict(PreprocessCfg(), tag)
+    return _preprocessing(chosen | {"size": architecture["vision_cfg"]["image_size"]})
+
+
 def _checkpoint_problem(name: str, error: Exception) -> tuple[str, str]:
     """Return what is wrong with a checkpoint and what to do; torch's own advice would be to run what it contains."""
     text = " ".join(str(error).split())
@@ -392,7 +416,8 @@ def _checkpoint_problem(name: str, error: Exception) -> tuple[str, str]:
 
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), config.get("interpolation", "bicubic"))
+    geometry = {name: config[name] for name in ("interpolation", "resize_mode", "fill_color") if name in config}
+    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), **geometry)
 
 
 def _tags(tags: Sequence[str]) -> str:

@@ -11,8 +11,10 @@ import open_clip
 import torch
 
 from ammpl.data.digits import open_digits
+from ammpl.data.transform import ImageTransform
 from ammpl.model.tiny_glyph import Tokenizer
 
+SIZE = 28
 MEAN = STD = 0.5  # inputs lie in [-1, 1]
 
 
@@ -32,8 +34,9 @@ class PoolAccuracy:
 def digit_pool() -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pool: images, float32 (900, 3, 28, 28) in [0, 1], and labels, int64 (900,)."""
     digits = open_digits()
-    images = torch.cat([digits.train.images, digits.validation.images])
-    labels = torch.cat([digits.train.labels, digits.validation.labels])
+    train, validation = (part.open(ImageTransform(SIZE)) for part in (digits.train, digits.validation))
+    images = torch.cat([train.pixels(), validation.pixels()])
+    labels = torch.cat([train.labels, validation.labels])
     return images.float() / 255, labels
 
 

@@ -20,7 +20,8 @@ ROWS = 1024
 def pooled_features(backbone: Backbone, split: Split) -> Tensor:
     """Return the frozen features (n, D) of a split's unmasked images, computed once a process."""
     with torch.no_grad():
-        return torch.cat([backbone.image_features(patches(backbone, chunk)) for chunk in split.images.split(ROWS)])
+        chunks = [slice(start, start + ROWS) for start in range(0, len(split), ROWS)]
+        return torch.cat([backbone.image_features(patches(backbone, split.pixels(chunk))) for chunk in chunks])
 
 
 def patches(backbone: Backbone, images: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
     logits = []
     for start in range(0, len(split), batch):
         chosen = slice(start, start + batch)
-        patches_BNV = patches(model.backbone, split.images[chosen]) if model.reads_patches else None
+        patches_BNV = patches(model.backbone, split.pixels(chosen)) if model.reads_patches else None
         logits.append(model.predict(patches_BNV, pooled[chosen] if pooled is not None else None, classes))
     logits_nC = torch.cat(logits).float().cpu()
     correct = int((logits_nC.argmax(-1) == split.labels).sum())

@@ -26,7 +26,7 @@ def draw_masks(model: AMMPL, split: Split, path: Path) -> None:
 
     Args:
         model: the trained model.
-        split: where the first image of each class is taken from, uint8 (n, 3, S, S).
+        split: where the first image of each class is taken from.
         path: a PNG file to write.
     """
     prompt = model.image_prompt
@@ -40,7 +40,7 @@ def draw_masks(model: AMMPL, split: Split, path: Path) -> None:
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
         index = int((split.labels == column).nonzero()[0])
-        image = split.images[index].permute(1, 2, 0).numpy()
+        image = split.pixels(slice(index, index + 1))[0].permute(1, 2, 0).numpy()
         p = p_GN[column if len(p_GN) > 1 else 0].float().cpu().reshape(height, width).numpy()
         keep = np.kron(p >= 0.5, np.ones((image.shape[0] // height, image.shape[1] // width), bool))[..., None]
         grey = np.full_like(image, 128)

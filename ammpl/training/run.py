@@ -7,6 +7,8 @@ diagnostics of :mod:`ammpl.training.evaluation`.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from ammpl.config import TrialConfig
-from ammpl.data.dataset import Split
+from ammpl.data.home import DataHome
+from ammpl.data.loading import load_batches
 from ammpl.data.task import Task, load_task, load_test
+from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
-from ammpl.model.backbone import Backbone, load_backbone
+from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.training import checkpoint
 from ammpl.training.evaluation import diagnostics, evaluate, patches, pooled_features
 from ammpl.training.figures import draw_masks
@@ -36,24 +40,26 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def preflight(config: TrialConfig) -> None:
+def preflight(config: TrialConfig, home: DataHome | None = None) -> None:
     """Open everything a trial needs and build its model, without training.
 
     Raises:
         UserError: anything the user can mend: unknown names, missing files, shots beyond the data, class names that
             the backbone cannot read, prompts too long, padding too deep.
     """
-    backbone, task = _open(config)
+    backbone, task = _open(config, home)
     check_model(config.model, backbone)
     _model(config, backbone, task).classes(task.train.class_names)
 
 
-def train(config: TrialConfig, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> Iterator[tuple[int, dict[str, float]]]:
     """Train one trial, yielding at each evaluation; write its files once it is complete.
 
     Args:
         config: everything that decides the numbers.
-        folder: gets ``learnables.safetensors``, ``config.json`` and, with a learned mask, ``masks.png``.
+        folder: gets ``learnables.safetensors``, ``config.json``, ``data.json`` and, with a learned mask,
+            ``masks.png``.
+        home: where data lie; None takes the environment's.
 
     Yields:
         (optimiser steps done, metrics).
@@ -62,7 +68,7 @@ def train(config: TrialConfig, folder: Path) -> Iterator[tuple[int, dict[str, fl
         TrainingDivergedError: the loss became NaN or infinite.
         UserError: see :func:`preflight`.
     """
-    backbone, task = _open(config)
+    backbone, task = _open(config, home)
     model = _model(config, backbone, task)
     if config.training.steps != 0:
         yield from _optimize(config, model, task)
@@ -71,27 +77,30 @@ def train(config: TrialConfig, folder: Path) -> Iterator[tuple[int, dict[str, fl
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "data.json").write_text(json.dumps(task.record(), indent=2) + "\n", encoding="utf-8")
     draw_masks(model, task.validation, folder / "masks.png")
 
 
-def test(config: TrialConfig, learnables: Path | None, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+def test(
+    config: TrialConfig, learnables: Path | None, folder: Path, home: DataHome | None = None
+) -> Iterator[tuple[int, dict[str, float]]]:
     """Open the sealed test split and score it once.
 
     Args:
         config: the configuration that was trained.
         learnables: its final learnables; None for a method that learns nothing.
         folder: unused: a test leaves nothing but its numbers.
+        home: where data lie; None takes the environment's.
 
     Yields:
         Once, (0, metrics): ``test/accuracy``; with ``base_to_new``, ``test/base_accuracy``, ``test/new_accuracy``
         and their ``test/harmonic_mean``.
     """
-    backbone, task = _open(config)
+    backbone, task = _open(config, home)
     model = _model(config, backbone, task)
     if learnables is not None:
         checkpoint.load_learnables(model, learnables)
-    preprocessing = backbone.preprocessing
-    splits = load_test(config.data, preprocessing.size, preprocessing.interpolation)
+    splits = load_test(config.data, image_transform(backbone.preprocessing), home or DataHome())
     metrics: dict[str, float] = {}
     for name, split in splits.items():
         scores = evaluate(model, split)
@@ -102,14 +111,24 @@ def test(config: TrialConfig, learnables: Path | None, folder: Path) -> Iterator
     yield 0, metrics
 
 
-def _open(config: TrialConfig) -> tuple[Backbone, Task]:
+def image_transform(preprocessing: Preprocessing) -> ImageTransform:
+    """Return the geometry of a backbone's preprocessing, which is what the data side needs of it."""
+    return ImageTransform(
+        preprocessing.size, preprocessing.interpolation, preprocessing.resize_mode, preprocessing.fill_color
+    )
+
+
+def _open(config: TrialConfig, home: DataHome | None) -> tuple[Backbone, Task]:
     backbone = load_backbone(config.backbone, device())
-    preprocessing = backbone.preprocessing
-    return backbone, load_task(config.data, config.seeds.data, preprocessing.size, preprocessing.interpolation)
+    transform = image_transform(backbone.preprocessing)
+    return backbone, load_task(config.data, config.seeds.data, transform, home or DataHome())
 
 
 def _model(config: TrialConfig, backbone: Backbone, task: Task) -> AMMPL:
-    return AMMPL(config.model, backbone, task.train.class_names, config.seeds, task.template, task.mean_pixel)
+    names, template = task.train.class_names, task.dataset.template
+    # The mean colour may cost a pass over the data: only where it is used.
+    color = {"mean_pixel": task.mean_color()} if config.model.padding.content == "mean" else {}
+    return AMMPL(config.model, backbone, names, config.seeds, template, **color)
 
 
 def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[int, dict[str, float]]]:
@@ -121,11 +140,12 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[i
     total = total_steps(training, images)
     losses: list[float] = []
     gradient_norms: list[float] = []
-    for step in range(total):
+    batches_of_pixels = load_batches(task.train, itertools.islice(order, total), config.seeds.noise)
+    for step, (chosen, pixels) in enumerate(batches_of_pixels):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         model.train()
-        loss = _loss(model, task.train, next(order), classes, step)
+        loss = _loss(model, task, chosen, pixels, classes, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradient_norms.append(torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None]).item())
@@ -145,11 +165,19 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[i
             yield done, metrics
 
 
-def _loss(model: AMMPL, split: Split, chosen: torch.Tensor, classes: object, step: int) -> torch.Tensor:
-    patches_BNV = patches(model.backbone, split.images[chosen]) if model.reads_patches else None
-    pooled_BD = pooled_features(model.backbone, split)[chosen] if model.reads_pooled else None
+def _loss(
+    model: AMMPL, task: Task, chosen: torch.Tensor, pixels: torch.Tensor, classes: object, step: int
+) -> torch.Tensor:
+    patches_BNV = pooled_BD = None
+    if model.reads_patches or (model.reads_pooled and task.augmented):
+        patches_BNV = patches(model.backbone, pixels)
+    if model.reads_pooled and patches_BNV is not None and task.augmented:  # a crop is seen once
+        with torch.no_grad():
+            pooled_BD = model.backbone.image_features(patches_BNV)
+    elif model.reads_pooled:
+        pooled_BD = pooled_features(model.backbone, task.train)[chosen]
     logits_BC = model(patches_BNV, pooled_BD, classes, step)
-    return F.cross_entropy(logits_BC.float(), split.labels[chosen].to(logits_BC.device))
+    return F.cross_entropy(logits_BC.float(), task.train.labels[chosen].to(logits_BC.device))
 
 
 def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -7,16 +7,14 @@ import torch
 from sklearn.datasets import load_digits
 
 from ammpl.config import DataConfig
-from ammpl.data.dataset import Split
+from ammpl.data.dataset import MemoryPictures
+from ammpl.data.home import DataHome
 from ammpl.data.registry import open_dataset
-from ammpl.data.task import base_and_new, fit, load_task, load_test, sample_shots
+from ammpl.data.task import base_and_new, load_task, load_test, sample_shots
+from ammpl.data.transform import ImageTransform
 from ammpl.errors import UserError
 
-
-def numbered(labels: list[int]) -> Split:
-    """Images whose pixels are their own position."""
-    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    return Split(images, torch.tensor(labels), tuple("abc"[: max(labels) + 1]))
+FORM, HOME = ImageTransform(28), DataHome()
 
 
 def test_sampling_is_the_published_rule():
@@ -24,53 +22,53 @@ def test_sampling_is_the_published_rule():
     labels = [1, 0, 1, 0, 0, 1, 1, 0]
     stream = random.Random(1)
     expected = stream.sample([0, 2, 5, 6], 2) + stream.sample([1, 3, 4, 7], 2)
-    assert sample_shots(numbered(labels), 2, random.Random(1)) == expected
+    assert sample_shots(torch.tensor(labels), 2, random.Random(1)) == expected
     # The literal draw for seed 1, so that a change of Python's generator would be noticed.
     assert random.Random(1).sample(range(10), 3) == [2, 1, 4]
 
 
 def test_a_class_with_fewer_images_gives_all_of_them():
-    assert sample_shots(numbered([0, 0, 1, 0]), 3, random.Random(0))[-1] == 2
+    assert sample_shots(torch.tensor([0, 0, 1, 0]), 3, random.Random(0))[-1] == 2
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_tasks_are_decided_by_their_seed(seed):
     config = DataConfig(shots=4)
     load_task.cache_clear()
-    first = load_task(config, seed, 28)
+    first = load_task(config, seed, FORM, HOME)
     load_task.cache_clear()
-    again = load_task(config, seed, 28)
-    assert torch.equal(first.train.images, again.train.images)
-    assert not torch.equal(first.train.images, load_task(config, seed + 1, 28).train.images)
+    again = load_task(config, seed, FORM, HOME)
+    assert torch.equal(first.train.pixels(), again.train.pixels())
+    assert not torch.equal(first.train.pixels(), load_task(config, seed + 1, FORM, HOME).train.pixels())
     assert torch.bincount(first.train.labels).tolist() == [4] * 10
     assert torch.bincount(first.validation.labels).tolist() == [4] * 10
 
 
 def test_validation_follows_the_protocol_unless_asked():
-    assert len(load_task(DataConfig(shots=1), 1, 28).validation) == 10  # min(shots, 4)
-    assert len(load_task(DataConfig(shots=16), 1, 28).validation) == 40
-    assert len(load_task(DataConfig(shots=16, validation_shots=40), 1, 28).validation) == 400
+    assert len(load_task(DataConfig(shots=1), 1, FORM, HOME).validation) == 10  # min(shots, 4)
+    assert len(load_task(DataConfig(shots=16), 1, FORM, HOME).validation) == 40
+    assert len(load_task(DataConfig(shots=16, validation_shots=40), 1, FORM, HOME).validation) == 400
 
 
 def test_digits_split_by_place_in_class():
     """Pool: the first 90 images of each class; the sealed test: the other 897."""
-    digits = open_dataset("digits")
+    digits = open_dataset("digits", DataHome())
     assert torch.bincount(digits.train.labels).tolist() == [50] * 10
     assert torch.bincount(digits.validation.labels).tolist() == [40] * 10
     test = digits.open_test()
-    assert len(test) == 897
+    assert len(test.labels) == 897
     target = torch.from_numpy(load_digits().target)
     sevens = (target == 7).nonzero()[:, 0]
     assert (test.labels == 7).sum() == len(sevens) - 90
-    together = torch.cat([digits.train.images, digits.validation.images, test.images])
+    together = torch.cat([digits.train.pixels, digits.validation.pixels, test.pixels])
     assert together.shape == (1797, 3, 28, 28) and together.dtype == torch.uint8
 
 
 def test_training_validation_and_test_never_share_an_image():
-    digits = open_dataset("digits")
+    digits = open_dataset("digits", DataHome())
     rows = [
-        {image.numpy().tobytes() for image in split.images}
-        for split in (digits.train, digits.validation, digits.open_test())
+        {image.numpy().tobytes() for image in pictures.pixels}
+        for pictures in (digits.train, digits.validation, digits.open_test())
     ]
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
 
@@ -78,20 +76,20 @@ def test_training_validation_and_test_never_share_an_image():
 def test_base_and_new_classes():
     assert base_and_new(5) == ([0, 1, 2], [3, 4])
     config = DataConfig(task="base_to_new", shots=2)
-    task = load_task(config, 1, 28)
+    task = load_task(config, 1, FORM, HOME)
     assert task.train.class_names == ("zero", "one", "two", "three", "four")
     # The images are those of the all-class sample with the same seed.
-    everything = load_task(DataConfig(shots=2), 1, 28).train
-    assert torch.equal(task.train.images, everything.of_classes([0, 1, 2, 3, 4]).images)
-    test = load_test(config, 28)
+    everything = load_task(DataConfig(shots=2), 1, FORM, HOME).train
+    assert torch.equal(task.train.pixels(), everything.of_classes([0, 1, 2, 3, 4]).pixels())
+    test = load_test(config, FORM, HOME)
     assert test["new"].class_names == ("five", "six", "seven", "eight", "nine")
     assert sorted(test["new"].labels.unique().tolist()) == [0, 1, 2, 3, 4]
     assert len(test["base"]) + len(test["new"]) == 897
 
 
 def test_images_are_resized_for_other_backbones():
-    split = Split(torch.zeros(2, 3, 30, 40, dtype=torch.uint8), torch.zeros(2).long(), ("a",))
-    assert fit(split, 16, "bicubic").images.shape == (2, 3, 16, 16)
+    pictures = MemoryPictures(torch.zeros(2, 3, 30, 40, dtype=torch.uint8), torch.zeros(2).long(), ("a",))
+    assert pictures.open(ImageTransform(16)).pixels().shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +102,4 @@ def test_images_are_resized_for_other_backbones():
 )
 def test_impossible_tasks_are_refused(values, message):
     with pytest.raises(UserError, match=message):
-        load_task(DataConfig(**values), 1, 28)
+        load_task(DataConfig(**values), 1, FORM, HOME)

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from ammpl.config import BackboneConfig, resolve
 from ammpl.data import digits, registry
-from ammpl.data.dataset import Dataset, Split
+from ammpl.data.dataset import Dataset, MemoryPictures
 from ammpl.errors import UserError
 from ammpl.model.backbone import load_backbone
 from ammpl.training import run
@@ -80,7 +80,7 @@ def test_learnables_reproduce_the_trained_model(tmp_path):
 
     config = resolve("ammpl", TASK)
     *_, (_, last) = numbers(config, tmp_path)
-    backbone, task = _open(config)
+    backbone, task = _open(config, None)
     model = _model(config, backbone, task)
     load_learnables(model, tmp_path / "learnables.safetensors")
     scores = evaluate(model, task.validation)
@@ -139,10 +139,12 @@ def noisy_ring(monkeypatch):
     shape = (len(bunch.target), 1, 28, 28)
     noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = torch.where(pixels, noise, digits.enlarge(bunch.images))
-    split = Split(images, torch.from_numpy(bunch.target).long(), digits.NAMES)
-    pool, validation = split.at(list(range(600))), split.at(list(range(600, 900)))
-    opened = Dataset("noisy-ring", pool, validation, lambda: validation, "a photo of a {}.", "made by a test")
-    monkeypatch.setattr(registry, "registered", lambda: {"noisy-ring": lambda: opened})
+    pictures = MemoryPictures(images, torch.from_numpy(bunch.target).long(), digits.NAMES)
+    pool, validation = pictures.at(range(600)), pictures.at(range(600, 900))
+    opened = Dataset(
+        "noisy-ring", digits.NAMES, pool, validation, lambda: validation, "a photo of a {}.", "made by a test"
+    )
+    monkeypatch.setattr(registry, "registered", lambda: {"noisy-ring": lambda home: opened})
     registry.open_dataset.cache_clear()
     yield ring
     registry.open_dataset.cache_clear()

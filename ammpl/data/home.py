@@ -1,0 +1,30 @@
+"""Where data lie on this machine: nothing here decides a number, so it is no part of a trial's configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _from_environment(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class DataHome:
+    """The two folders that data sets need.
+
+    Attributes:
+        root: holds one folder a data set, in the community's layout (docs/data.md); only read. Default:
+            ``AMMPL_DATA_ROOT``, else ``data``.
+        store: gets the prepared files, gigabytes; better on a local disk. Default: ``AMMPL_STORE``, else
+            ``ammpl`` in the user's cache folder.
+    """
+
+    root: Path = field(default_factory=lambda: _from_environment("AMMPL_DATA_ROOT", Path("data")))
+    store: Path = field(
+        default_factory=lambda: _from_environment(
+            "AMMPL_STORE", Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ammpl"
+        )
+    )

@@ -1,0 +1,305 @@
+"""Prepared pictures in memory-mapped Arrow files, which all trials and workers of a machine share.
+
+A file holds the pictures of one list in its order, in one of two forms: ``pixels``, uint8 (3, S, S) each, as
+evaluation shows them to one backbone; or ``originals``, the bytes of the picture files, for training with random
+crops. It is named by the content it was made from (:func:`fingerprint`), written under another name, and renamed
+when whole: whoever finds the file can trust it, and a build that dies leaves nothing that counts. A lock lets one
+process build while the others wait. Equal content gives equal bytes.
+
+A picture that cannot be read has a row too, with the reason in ``problem`` and nothing else: so that positions are
+those of the list, and a person can be told of all of them at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import torch
+import torchvision
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+
+from ammpl.data.dataset import Originals, Progress
+from ammpl.data.transform import ImageTransform
+from ammpl.errors import UserError
+
+FORMAT = 1
+"""Counted up when files of before can no longer be read."""
+ROWS = 128
+"""Pictures a record batch: what a build holds in memory."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of prepared files.
+
+    Args:
+        folder: made when first needed.
+    """
+
+    folder: Path
+
+    def open(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        form: ImageTransform | None,
+        progress: Progress | None = None,
+    ) -> Prepared:
+        """Open a list of pictures, preparing it first if it is not there in this form.
+
+        Args:
+            name: of the list, for the file's name (``oxford_pets/train``).
+            root: what the paths are relative to.
+            paths: of the pictures, in the list's order.
+            form: the transform of the pixels; None keeps the originals.
+            progress: told as pictures are prepared.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        form_name = "originals" if form is None else f"{form}"
+        key = fingerprint(root, paths, form)
+        path = self.folder / name / f"{form_name}.{key[:16]}.arrow"
+        try:
+            prepared = _opened(path, len(paths))
+            if prepared is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(path.with_suffix(".lock")):
+                    prepared = _opened(path, len(paths))  # another process may have been faster
+                    if prepared is None:
+                        _build(path, root, paths, form, progress)
+                        prepared = _opened(path, len(paths))
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            rule = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
+            fix = "free some space, or name a folder elsewhere with --store or AMMPL_STORE"
+            raise UserError(f"store {path.parent}", rule, fix=fix) from None
+        assert prepared is not None
+        return prepared
+
+
+def fingerprint(root: Path, paths: Sequence[str], form: ImageTransform | None) -> str:
+    """Return the SHA-256 of all that decides a file's content.
+
+    The pictures count by path, size and time of change, not by their bytes: reading a large data set at every start
+    would take minutes. A picture that is not there counts as such.
+    """
+    digest = hashlib.sha256(f"format {FORMAT}, {form}, Pillow {PIL.__version__}".encode())
+    if form is not None:
+        digest.update(f", torchvision {torchvision.__version__}".encode())
+    for path in paths:
+        try:
+            facts = (root / path).stat()
+            digest.update(f"\n{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode())
+        except OSError:
+            digest.update(f"\n{path}\0missing".encode())
+    return digest.hexdigest()
+
+
+class Prepared:
+    """An open file of the store.
+
+    Args:
+        batches: its record batches, mapped, of ROWS pictures each but the last.
+    """
+
+    def __init__(self, batches: Sequence[pa.RecordBatch]):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return sum(batch.num_rows for batch in self.batches)
+
+    def values(self, column: str) -> list[Any]:
+        """Return one value a picture."""
+        return [value for batch in self.batches for value in batch.column(column).to_pylist()]
+
+    def notes(self, column: str) -> dict[int, str]:
+        """Return the texts of ``problem`` or ``remark`` by position, where there are any."""
+        if all(batch.column(column).null_count == batch.num_rows for batch in self.batches):
+            return {}
+        return {position: text for position, text in enumerate(self.values(column)) if text is not None}
+
+
+class StoredPixels:
+    """Evaluation images of a file, uint8 (3, S, S) each; nothing is copied before it is asked for.
+
+    Args:
+        prepared: a file of the form ``pixels``.
+        size: S.
+    """
+
+    def __init__(self, prepared: Prepared, size: int):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes
+            self._batches = [
+                torch.frombuffer(batch.column("pixels").buffers()[1], dtype=torch.uint8).view(-1, 3, size, size)
+                for batch in prepared.batches
+            ]
+        self._count = len(prepared)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, positions: Tensor | slice) -> Tensor:
+        chosen = range(self._count)[positions] if isinstance(positions, slice) else positions.tolist()
+        pixels = torch.empty(len(chosen), 3, self._size, self._size, dtype=torch.uint8)
+        for place, position in enumerate(chosen):
+            pixels[place] = self._batches[position // ROWS][position % ROWS]
+        return pixels
+
+
+class StoredOriginals(Originals):
+    """Whole pictures of a file, decoded when asked for.
+
+    Args:
+        prepared: a file of the form ``originals``.
+        transform: of the backbone.
+    """
+
+    def __init__(self, prepared: Prepared, transform: ImageTransform):
+        super().__init__(transform)
+        self._encoded = [batch.column("original") for batch in prepared.batches]
+        self._heights, self._widths = prepared.values("height"), prepared.values("width")
+
+    def __len__(self) -> int:
+        return len(self._heights)
+
+    def picture(self, position: int) -> Image.Image:
+        """Decode one picture, RGB."""
+        buffer = self._encoded[position // ROWS][position % ROWS].as_buffer()
+        return decode(io.BytesIO(buffer))
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Return (height, width) of a picture, in pixels."""
+        return self._heights[position], self._widths[position]
+
+
+def decode(file: Any) -> Image.Image:
+    """Open a picture file and convert it to RGB, as PIL does it and published code with it.
+
+    The orientation that a camera noted (EXIF) is not applied, alpha is dropped, 16-bit grey is cut to 8 bits:
+    published numbers were made that way.
+
+    Raises:
+        OSError: and other errors of PIL: it is not a picture, or not a whole one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PIL, on metadata and palettes; what cannot be read raises
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+
+
+def _opened(path: Path, count: int) -> Prepared | None:
+    """Open a file if it is there and whole."""
+    if not path.exists():
+        return None
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        prepared = Prepared([reader.get_batch(number) for number in range(reader.num_record_batches)])
+    except (pa.ArrowInvalid, OSError):  # cut by a copy, or not ours
+        return None
+    return prepared if len(prepared) == count else None
+
+
+def _schema(form: ImageTransform | None) -> pa.Schema:
+    common = [pa.field("problem", pa.string()), pa.field("remark", pa.string())]
+    if form is not None:
+        return pa.schema([pa.field("pixels", pa.binary(3 * form.size**2)), *common])
+    return pa.schema(
+        [
+            pa.field("original", pa.large_binary()),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("color", pa.list_(pa.float32(), 3)),  # mean of each channel, 0..1
+            *common,
+        ]
+    )
+
+
+def _build(
+    path: Path, root: Path, paths: Sequence[str], form: ImageTransform | None, progress: Progress | None
+) -> None:
+    """Write a file; it appears whole or not at all."""
+    form_name = path.name.split(".")[0]
+    draft = path.with_suffix(".partial")  # one name: what a killed build has left is written over
+    schema = _schema(form)
+    try:
+        with draft.open("wb") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            with pa.ipc.new_file(file, schema) as writer:
+                for rows in _rows(root, paths, form, threads):
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                    if progress is not None:
+                        progress(len(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    for other in path.parent.glob(f"{form_name}.*.arrow"):  # made from what is no longer there
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def _rows(
+    root: Path, paths: Sequence[str], form: ImageTransform | None, threads: ThreadPoolExecutor
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each record batch; the next one is being made meanwhile."""
+
+    def start(first: int) -> Iterator[dict[str, Any]]:
+        return threads.map(lambda path: _row(root / path, form), paths[first : first + ROWS])
+
+    ahead = start(0)
+    for first in range(0, len(paths), ROWS):
+        batch, ahead = ahead, start(first + ROWS)
+        yield list(batch)
+
+
+def _row(path: Path, form: ImageTransform | None) -> dict[str, Any]:
+    try:
+        original = path.read_bytes()
+        if not original:
+            return _broken(form, "the file is empty")
+        picture = decode(io.BytesIO(original))
+    except FileNotFoundError:
+        return _broken(form, "the file is not there")
+    except Exception as error:  # PIL raises whatever its plugins run into
+        return _broken(form, f"{type(error).__name__}: {' '.join(str(error).split())}".replace(str(path), path.name))
+    row: dict[str, Any] = {"problem": None, "remark": _remark(original)}
+    if form is not None:
+        return row | {"pixels": form.evaluation_pixels(picture).tobytes()}
+    color = np.asarray(picture).mean((0, 1)) / 255
+    return row | {"original": original, "height": picture.height, "width": picture.width, "color": color.tolist()}
+
+
+def _broken(form: ImageTransform | None, problem: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"problem": problem, "remark": None}
+    if form is not None:
+        return row | {"pixels": bytes(3 * form.size**2)}
+    return row | {"original": b"", "height": 0, "width": 0, "color": [0.0, 0.0, 0.0]}
+
+
+def _remark(original: bytes) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(original)) as picture:
+            mode, turned = picture.mode, picture.getexif().get(0x0112, 1) not in (0, 1)
+    if mode.startswith(("I", "F")):
+        return f"mode {mode} has more than 8 bits a channel: values above 255 become white"
+    return "its EXIF orientation is not applied, as in published code" if turned else None

@@ -1,0 +1,105 @@
+"""From a decoded picture to the square of pixels that a backbone reads.
+
+Evaluation: open_clip's own preprocessing for the backbone (size, interpolation, resize mode). Training: the CoOp
+family's augmentation, a random crop of 8 to 100 % of the area with an aspect of 3/4 to 4/3, resized with the
+backbone's interpolation, mirrored half of the time (docs/protocol.md). Both return uint8: scaling and normalising are
+the backbone's, on its device.
+
+Shapes: S pixels a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as transforms
+
+CROP_AREA = [0.08, 1.0]
+CROP_ASPECT = [3 / 4, 4 / 3]
+MIRRORED = 0.5
+AUGMENTATION = {"crop_area": CROP_AREA, "crop_aspect": CROP_ASPECT, "mirrored": MIRRORED}
+"""The training augmentation, as records tell it."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One draw of the training augmentation: a box in the picture, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What a backbone's preprocessing says about geometry.
+
+    Attributes:
+        size: S, pixels a side.
+        interpolation: ``bicubic`` or ``bilinear``.
+        resize_mode: ``shortest`` (resize the shorter side, cut the centre), ``longest`` (fit and pad) or ``squash``.
+        fill_color: of the padding in ``longest``, 0..255.
+    """
+
+    size: int
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.size}-{self.interpolation}-{self.resize_mode}-{self.fill_color}"
+
+    @cached_property
+    def _steps(self) -> Any:
+        whole = image_transform(
+            self.size,
+            is_train=False,
+            resize_mode=self.resize_mode,
+            interpolation=self.interpolation,
+            fill_color=self.fill_color,
+        )
+        return whole.transforms[:-2]  # the last two make a float tensor and normalise it
+
+    def evaluation_pixels(self, picture: Image.Image) -> np.ndarray:
+        """Return an RGB picture as evaluation shows it, uint8 (3, S, S)."""
+        for step in self._steps:
+            picture = step(picture)
+        return _channels_first(picture)
+
+    def augmented_pixels(self, picture: Image.Image, crop: Crop) -> np.ndarray:
+        """Return an RGB picture as one training step shows it, uint8 (3, S, S)."""
+        box = (crop.top, crop.left, crop.height, crop.width)
+        mode = InterpolationMode(self.interpolation)
+        picture = transforms.resized_crop(picture, *box, [self.size, self.size], mode)
+        return _channels_first(transforms.hflip(picture) if crop.mirrored else picture)
+
+
+def draw_crops(sizes: Sequence[tuple[int, int]], seed: int) -> list[Crop]:
+    """Draw one training augmentation for each picture.
+
+    Args:
+        sizes: (height, width) of each picture in pixels.
+        seed: decides all of them.
+    """
+    crops = []
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the process's own stream
+        torch.default_generator.manual_seed(seed)
+        for height, width in sizes:
+            shape = torch.empty(1, height, width, device="meta")
+            top, left, tall, wide = RandomResizedCrop.get_params(shape, CROP_AREA, CROP_ASPECT)
+            crops.append(Crop(top, left, tall, wide, torch.rand(1).item() < MIRRORED))
+    return crops
+
+
+def _channels_first(picture: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
