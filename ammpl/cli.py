@@ -12,8 +12,7 @@ from rich.console import Console
 
 import ammpl
 from ammpl.errors import UserError
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.space import Budget
+from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
@@ -57,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     study = parser.add_argument_group("what is studied (over the space file)")
     study.add_argument("--trials", type=int, metavar="N", help="trials of the search")
+    study.add_argument("--time-budget", metavar="TIME", help="how long trials of the search begin, such as 1h30m")
     study.add_argument("--dataset", metavar="NAME", help="the data set (data.name)")
     study.add_argument("--shots", type=int, metavar="N", help="training images a class (data.shots)")
     study.add_argument("--backbone", metavar="NAME", help="tiny-glyph, or a ViT of open_clip such as ViT-B-16")
@@ -156,12 +156,16 @@ def _space(arguments: argparse.Namespace) -> StudySpace:
         if not 0 <= arguments.seed < 2**32:
             raise UserError("--seed", "must be from 0 to 4294967295", got=arguments.seed)
         space = space.model_copy(update={"seed": arguments.seed})
-    if arguments.trials is not None:
-        if isinstance(space, AblationSpace):
-            raise UserError("--trials", "is for a search: an ablation runs every variant on every repeat")
-        if arguments.trials < 1:
-            raise UserError("--trials", "must be at least 1", got=arguments.trials)
-        space = space.model_copy(update={"budget": Budget(trials=arguments.trials)})
+    if arguments.trials is not None and arguments.trials < 1:
+        raise UserError("--trials", "must be at least 1", got=arguments.trials)
+    if arguments.time_budget is not None:
+        try:
+            duration_seconds(arguments.time_budget)
+        except ValueError as error:
+            raise UserError("--time-budget", str(error), got=arguments.time_budget, fix="--time-budget 10m") from None
+    limits = {"trials": arguments.trials, "time": arguments.time_budget}
+    budget = {name: limit for name, limit in limits.items() if limit is not None}
+    space = space.model_copy(update={"budget": space.budget.model_copy(update=budget)})
     return space.with_fixed(fixed, "command line") if fixed else space
 
 

@@ -77,7 +77,21 @@ def test_flags_reach_the_space_and_the_options(space: Path, ran: list[Any]) -> N
         "--quiet",
     )  # fmt: skip
     assert code == 2  # 1e1 is a float, and steps are whole
-    code = _main(space, "--trials", 7, "--shots", 4, "--backbone", "ViT-B-16", "--pretrained", "openai", "--seed", 5)
+    code = _main(
+        space,
+        "--trials",
+        7,
+        "--time-budget",
+        "1h",
+        "--shots",
+        4,
+        "--backbone",
+        "ViT-B-16",
+        "--pretrained",
+        "openai",
+        "--seed",
+        5,
+    )
     assert code == 0
     code = _main(
         space, "--set", "training.steps=9", "--set", "model.text.init=a picture of", "--concurrency", 2, "--quiet",
@@ -85,7 +99,8 @@ def test_flags_reach_the_space_and_the_options(space: Path, ran: list[Any]) -> N
     )  # fmt: skip
     assert code == 0
     (first, plain), (second, options) = ran
-    assert (first.budget.trials, first.seed, first.base.data.shots) == (7, 5, 4)
+    assert (first.budget.trials, first.budget.seconds, second.budget.time) == (7, 3600, None)
+    assert (first.seed, first.base.data.shots, second.budget.trials) == (5, 4, 2)
     assert (first.base.backbone.name, first.base.backbone.pretrained) == ("ViT-B-16", "openai")
     assert (second.base.training.steps, second.base.model.text.init) == (9, "a picture of")
     assert (plain.output, plain.concurrency, plain.gpus_per_trial, plain.quiet) == (None, None, None, False)
@@ -148,6 +163,12 @@ def test_an_interrupt_before_the_first_trial(
     [
         (["missing.yaml"], "missing.yaml: cannot be read (No such file or directory)"),
         (["space.yaml", "--trials", "0"], "--trials: must be at least 1, got 0"),
+        (
+            ["space.yaml", "--time-budget", "10 minutes"],
+            "--time-budget: must be a time above 0, in hours, minutes and seconds, such as 90s, 10m, 2h or 1h30m, "
+            "got '10 minutes'. Fix: --time-budget 10m",
+        ),
+        (["space.yaml", "--time-budget", "0s"], "--time-budget: must be a time above 0"),
         (["space.yaml", "--seed", "-1"], "--seed: must be from 0 to 4294967295, got -1"),
         (["space.yaml", "--shots", "0"], "command line: data.shots: must be greater than or equal to 1, got 0"),
         (["space.yaml", "--set", "training.steps"], "--set: must be NAME=VALUE, got 'training.steps'"),
@@ -208,7 +229,7 @@ def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys
     text = capsys.readouterr().out
     assert sorted(Path().rglob("*")) == before
     printed = parse_yaml(text, "printed")
-    assert printed["budget"] == {"trials": 9}
+    assert printed["budget"] == {"trials": 9, "time": None}
     assert printed["fixed"]["data.name"] == "digits"
     Path("printed.yaml").write_text(text)
     assert load_space(Path("printed.yaml")).resolved() == printed

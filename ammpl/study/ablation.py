@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ammpl.study.ablation_space import AblationSpace
@@ -22,24 +23,41 @@ class AblationPlan(BasePlan):
         space: what to run.
         folder: the study folder; a test trial loads what its training left under it.
         observer: is told of every trial in order.
+        clock: seconds; for tests.
     """
 
-    def __init__(self, space: AblationSpace, folder: Path, observer: Observer):
-        super().__init__(space.objective.metric, folder, observer)
+    def __init__(
+        self, space: AblationSpace, folder: Path, observer: Observer, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space
+        self._cells = [(variant, repeat) for repeat in space.repeats for variant in space.variants]
 
     @property
-    def totals(self) -> dict[Phase, int]:
+    def totals(self) -> dict[Phase, int | None]:
         """How many trials each phase has at most."""
-        trials = len(self.space.variants) * len(self.space.repeats)
+        trials = len(self._cells)
+        if self.space.budget.trials is not None:
+            trials = min(trials, self.space.budget.trials)
         return {"ablation": trials, "test": trials if self.space.test else 0}
 
+    @property
+    def missing(self) -> dict[str, list[int]]:
+        """The repeats that did not run, by variant."""
+        ran = {(trial.candidate, trial.repeat) for trial, _ in self.finished if trial.phase == "ablation"}
+        missing: dict[str, list[int]] = {}
+        for variant, repeat in self._cells:
+            if (variant, repeat) not in ran:
+                missing.setdefault(variant, []).append(repeat)
+        return missing
+
     def _trials(self) -> Iterator[Trial | None]:
-        for repeat in self.space.repeats:
-            for variant in self.space.variants:
-                config = self.space.config(variant, repeat)
-                key = f"ablation-{variant}-r{repeat}"
-                yield Trial(key, "ablation", variant, None, repeat, config, self.space.params(variant))
+        for begun, (variant, repeat) in enumerate(self._cells):
+            if self._is_used_up(begun):
+                break
+            config = self.space.config(variant, repeat)
+            key = f"ablation-{variant}-r{repeat}"
+            yield Trial(key, "ablation", variant, None, repeat, config, self.space.params(variant))
         yield from self._wait("ablation")
         if self.space.test:
             trained = [trial for trial, outcome in self.finished if outcome.state is State.COMPLETE]

@@ -12,7 +12,9 @@ from pydantic import Field, ValidationError, field_validator
 
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
-from ammpl.study.space import NAME_PATTERN, Objective, SearchSpace, Section, check_name, set_elsewhere
+from ammpl.study.budget import Budget
+from ammpl.study.named import Section
+from ammpl.study.space import NAME_PATTERN, Objective, SearchSpace, check_name, option_names, set_elsewhere
 
 VARIANT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}"  # a variant's name becomes part of its trials' folders
 
@@ -41,6 +43,7 @@ class AblationSpace(Section):
         reference: the variant that the others are compared with.
         variants: by name, in the order of the table, what each sets over ``fixed``; nothing for ``{}``.
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
+        budget: ends it before all its trials have run; by default there is none.
         test: whether each complete trial is tested once at the end; otherwise the test split stays sealed.
     """
 
@@ -55,6 +58,7 @@ class AblationSpace(Section):
     variants: dict[str, dict[str, Scalar]]
     repeats: tuple[int, ...] = (1, 2, 3, 4, 5)
     objective: Objective = Objective()
+    budget: Budget = Budget()
     test: bool = False
 
     @field_validator("variants", mode="before")
@@ -183,6 +187,6 @@ def parse_ablation(raw: Mapping[Any, Any], where: str) -> AblationSpace:
     try:
         space = AblationSpace.model_validate(data)
     except ValidationError as error:
-        raise from_validation_error(error, where, [f"objective.{n}" for n in Objective.model_fields]) from None
+        raise from_validation_error(error, where, option_names(objective=Objective, budget=Budget)) from None
     space.check(where, f"{where}: fixed")
     return space

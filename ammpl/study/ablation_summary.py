@@ -159,6 +159,8 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
+        notes=_notes(plan),
+        ended=plan.ended,
         stopped=plan.stopped,
     )
 
@@ -168,6 +170,12 @@ def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds
     if isinstance(plan, AblationPlan):
         return summarize_ablation(plan, folder, interrupted=interrupted, seconds=seconds)
     return summarize(plan, folder, interrupted=interrupted, seconds=seconds)
+
+
+def _notes(plan: AblationPlan) -> tuple[str, ...]:
+    """Say which cells are missing in the table, other than by failing."""
+    missing = [f"{variant} r{', r'.join(map(str, repeats))}" for variant, repeats in plan.missing.items()]
+    return (f"note: not run: {'; '.join(missing)}",) if missing else ()
 
 
 def _values(plan: AblationPlan, variant: str) -> dict[str, dict[int, float]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+from ammpl.study.budget import Budget, duration_text, trials_text
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
 
 TEST_METRICS = ("test/harmonic_mean", "test/accuracy")  # the first that a test reports is its value
@@ -49,26 +50,35 @@ class BasePlan(ABC):
         objective: the metric of every evaluation that is a trial's value; a test has its own.
         folder: the study folder; a test trial loads what its training left under it.
         observer: is told of every trial in order.
+        budget: ends the first phase.
+        clock: seconds; the budget's time begins when the plan is made.
 
     Attributes:
         finished: every ended trial with its outcome, in the order of ending.
+        ended: which budget was used up before all trials of the first phase had begun, None if none was.
         stopped: why the study ended itself before its time, None if it did not.
     """
 
-    def __init__(self, objective: str, folder: Path, observer: Observer):
+    def __init__(
+        self, objective: str, folder: Path, observer: Observer, budget: Budget, clock: Callable[[], float]
+    ) -> None:
         self.finished: list[tuple[Trial, Outcome]] = []
+        self.ended: str | None = None
         self.stopped: str | None = None
         self._objective = objective
         self._folder = folder
         self._observer = observer
+        self._budget = budget
+        self._clock = clock
+        self._began = clock()
         self._running: dict[str, Running] = {}
         self._source = self._trials()
         self._ending: str | None = None
 
     @property
     @abstractmethod
-    def totals(self) -> dict[Phase, int]:
-        """How many trials each phase has at most."""
+    def totals(self) -> dict[Phase, int | None]:
+        """How many trials each phase has at most; None where only time ends it."""
 
     @abstractmethod
     def _trials(self) -> Iterator[Trial | None]:
@@ -191,6 +201,14 @@ class BasePlan(ABC):
     def _start(self, trial: Trial) -> None:
         self._running[trial.key] = Running(trial)
         self._observer.trial_started(trial)
+
+    def _is_used_up(self, begun: int) -> bool:
+        """Return whether the budget lets no further trial of the first phase begin, and keep why."""
+        if self._budget.trials is not None and begun >= self._budget.trials:
+            self.ended = f"budget of {trials_text(self._budget.trials)} used up"
+        elif self._budget.seconds is not None and self._clock() - self._began >= self._budget.seconds:
+            self.ended = f"time budget of {duration_text(self._budget.seconds)} used up after {trials_text(begun)}"
+        return self.ended is not None
 
     def _wait(self, phase: Phase) -> Iterator[Trial | None]:
         """Yield None as long as trials of a phase run."""

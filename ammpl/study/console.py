@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ammpl.study.budget import duration_text, trials_text
 from ammpl.study.labels import params_text
 from ammpl.study.trial import Outcome, State, Trial
 
@@ -47,21 +48,23 @@ class Console:
     Otherwise plain lines without control codes: a head for each phase, a line for each trial that ended.
 
     Args:
-        total_by_phase: how many trials each phase has, in the order of the phases.
+        total_by_phase: how many trials each phase has, in the order of the phases; None where only time ends it.
         metric: the objective's name.
         direction: ``maximize`` or ``minimize``.
         quiet: show nothing at all.
+        budget_seconds: how long trials of the first phase begin; None without such a limit.
         stream: where to; standard output.
         clock: seconds; for tests.
     """
 
     def __init__(
         self,
-        total_by_phase: Mapping[str, int],
+        total_by_phase: Mapping[str, int | None],
         metric: str,
         direction: str,
         quiet: bool = False,
         *,
+        budget_seconds: float | None = None,
         stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +73,7 @@ class Console:
         self._sign = -1.0 if direction == "minimize" else 1.0
         self._direction = direction
         self._quiet = quiet
+        self._budget_seconds = budget_seconds
         self._stream = stream or sys.stdout
         self._clock = clock
         self._began = clock()
@@ -97,7 +101,9 @@ class Console:
         if trial.phase not in self._headed:
             self._headed.add(trial.phase)
             total = self._totals.get(trial.phase)
-            count = f"{total} trials" if total else "trials"
+            count = "trials" if total is None else trials_text(total)
+            if self._budget_seconds is not None and trial.phase == next(iter(self._totals)):
+                count += f" in {'' if total is None else 'at most '}{duration_text(self._budget_seconds)}"
             goal = f", {self._direction} {self._metric}" if trial.phase == "search" else ""
             self._line(f"{trial.phase}: {count}{goal}")
 
@@ -116,8 +122,10 @@ class Console:
             if is_best:
                 self._best = ended
             done = sum(1 for other in self._finished.values() if other.trial.phase == trial.phase)
-        total = max(self._totals.get(trial.phase, 0), done)
-        self._line(f"[{done:>{len(str(total))}}/{total}] {_ending(ended)}" + ("  (best so far)" if is_best else ""))
+        self._line(
+            f"[{_of(done, self._totals.get(trial.phase, 0))}] {_ending(ended)}"
+            + ("  (best so far)" if is_best else "")
+        )
 
     def close(self) -> None:
         """Draw the view for the last time and give the terminal back."""
@@ -156,8 +164,8 @@ class Console:
         """
         with self._lock:
             ended, running, now = list(self._finished.values()), list(self._running.values()), self._clock()
-            work = 0.0
-            for phase, total in self._totals.items():
+            work, most = 0.0, self._budget_seconds
+            for index, (phase, total) in enumerate(self._totals.items()):
                 of_phase = [other.outcome.seconds for other in ended if other.trial.phase == phase]
                 like = of_phase or [
                     other.outcome.seconds
@@ -167,8 +175,11 @@ class Console:
                 if not like:
                     continue
                 mean = sum(like) / len(like)
-                work += max(0, total - len(of_phase)) * mean
-                work -= sum(min(now - one.since, mean) for one in running if one.trial.phase == phase)
+                share = math.inf if total is None else max(0, total - len(of_phase)) * mean
+                share -= sum(min(now - one.since, mean) for one in running if one.trial.phase == phase)
+                if index == 0 and most is not None:
+                    share = min(share, max(0.0, most - (now - self._began)) * self._most_at_once)
+                work += share
             return max(0.0, work) / self._most_at_once if ended else None
 
     # -- showing it --
@@ -199,8 +210,8 @@ class Console:
                 counts.append(f"{count} {state.lower()}  ", _STYLES[state])
             if running:
                 counts.append(f"{running} running", "cyan")
-            bar = ProgressBar(total=max(total, done, 1), completed=done)
-            table.add_row(Text(phase, "bold"), bar, f"{done}/{total}", counts)
+            bar = ProgressBar(total=None if total is None else max(total, done, 1), completed=done)
+            table.add_row(Text(phase, "bold"), bar, _of(done, total), counts)
         return [table]
 
     def _best_and_running(self) -> list[RenderableType]:
@@ -252,6 +263,12 @@ def _ending(ended: _Finished) -> str:
     if outcome.reason:
         text += "  reason: " + " ".join(outcome.reason.split())
     return text
+
+
+def _of(done: int, total: int | None) -> str:
+    """Return how many of how many, where that is known."""
+    most = None if total is None else max(total, done)
+    return str(done) if most is None else f"{done:>{len(str(most))}}/{most}"
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Sections of a space file that choose one of several kinds by its ``name`` and give its options."""
+"""Sections of a space file, and those that choose one of several kinds by its ``name`` and give its options."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ammpl.errors import UserError, did_you_mean, from_validation_error
 
 
-class NamedOptions(BaseModel):
-    """One kind with its options; a subclass's ``name`` is the word that chooses it."""
+class Section(BaseModel):
+    """A part of a space file: typed, frozen, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class NamedOptions(Section):
+    """One kind with its options; a subclass's ``name`` is the word that chooses it."""
 
 
 Kind = TypeVar("Kind", bound=NamedOptions)

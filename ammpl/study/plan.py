@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +37,21 @@ class Plan(BasePlan):
         study_name: of the Optuna study; it decides numbers (Hyperband hashes it), so it belongs to a rerun.
         folder: the study folder; a test trial loads what its confirmation left under it.
         observer: is told of every trial in order.
+        clock: seconds; for tests.
 
     Attributes:
         winner: after confirmation, the candidate with the best mean; None if there is none.
     """
 
-    def __init__(self, space: SearchSpace, study_name: str, folder: Path, observer: Observer):
-        super().__init__(space.objective.metric, folder, observer)
+    def __init__(
+        self,
+        space: SearchSpace,
+        study_name: str,
+        folder: Path,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space
         self.search = OptunaSearch(study_name, space.objective.direction, space.sampler, space.pruner, seed=space.seed)
         self.winner: str | None = None
@@ -53,14 +63,15 @@ class Plan(BasePlan):
         self._records: dict[str, _Record] = {}  # of the search, by the configuration's sha256
 
     @property
-    def totals(self) -> dict[Phase, int]:
-        """How many trials each phase has at most."""
+    def totals(self) -> dict[Phase, int | None]:
+        """How many trials each phase has at most; None where only time ends it."""
+        search = None if self._size is None else self._size * len(self.space.repeats)
         confirm = self.space.confirm
         if confirm is None:
-            return {"search": self._size * len(self.space.repeats), "confirm": 0, "test": 0}
-        candidates = min(confirm.top, self._size)
+            return {"search": search, "confirm": 0, "test": 0}
+        candidates = confirm.top if self._size is None else min(confirm.top, self._size)
         return {
-            "search": self._size * len(self.space.repeats),
+            "search": search,
             "confirm": (candidates + len(confirm.baselines)) * confirm.repeats,
             "test": (1 + len(confirm.baselines)) * confirm.repeats,
         }
@@ -187,9 +198,9 @@ class Plan(BasePlan):
 
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
-        for _ in range(self._size):
+        for begun in itertools.count():
             yield from self._due_repeats()
-            if self._ending is not None:
+            if begun == self._size or self._ending is not None or self._is_used_up(begun):
                 return
             number, params = self.search.ask(self.space.suggest)
             self._values[number] = []

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ammpl.errors import UserError
+from ammpl.study.budget import Budget
 from ammpl.study.space_file import StudySpace, read_space
 
 Cell = tuple[str, int | None]  # a metric and its step, or a fact such as the trial's state and no step
@@ -66,7 +67,9 @@ class Comparison:
 
 
 def finished_space(folder: Path) -> StudySpace:
-    """Return the resolved space of a finished study.
+    """Return the space that repeats a finished study: the resolved one in its folder.
+
+    A time budget, which is used up sooner or later each time, becomes the number of trials that had begun by then.
 
     Raises:
         UserError: the folder is not a study's, the study was interrupted, or its space cannot be read.
@@ -88,7 +91,13 @@ def finished_space(folder: Path) -> StudySpace:
             fix=f"run it anew: python tune.py {folder / 'study.yaml'}",
         )
     _read(folder)
-    return read_space(folder / "study.yaml")
+    space = read_space(folder / "study.yaml")
+    if space.budget.time is None:
+        return space
+    rows = _table(_trials_file(folder), ["phase", "key", "number"])
+    first = [row for row in rows if row["phase"] in ("search", "ablation")]
+    begun = {row["key"] if row["number"] is None else row["number"] for row in first}  # a number has several repeats
+    return space.model_copy(update={"budget": Budget(trials=len(begun))})
 
 
 def compare(old: Path, new: Path) -> Comparison:
@@ -151,7 +160,7 @@ def _shown(value: Any) -> str:
 
 def _read(folder: Path) -> dict[str, dict[Cell, Any]]:
     """Return what is compared of each trial, by key."""
-    trials = _table(folder / "trials" / "trials.parquet", ["key", "state", "config_sha256", "value"])
+    trials = _table(_trials_file(folder), ["key", "state", "config_sha256", "value"])
     curves = _table(folder / "curves" / "curves.parquet", ["key", "metric", "step", "value"])
     cells: dict[str, dict[Cell, Any]] = {
         row["key"]: {
@@ -165,6 +174,10 @@ def _read(folder: Path) -> dict[str, dict[Cell, Any]]:
         if row["metric"].startswith(("validation/", "test/")) and row["key"] in cells:
             cells[row["key"]][row["metric"], row["step"]] = row["value"]
     return cells
+
+
+def _trials_file(folder: Path) -> Path:
+    return folder / "trials" / "trials.parquet"
 
 
 def _table(path: Path, columns: list[str]) -> list[dict[str, Any]]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
+from ammpl.study.budget import Budget
 from ammpl.study.conditions import check_parameters_matter
-from ammpl.study.named import read_named
+from ammpl.study.named import Section, read_named
 from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
 from ammpl.study.pruners import PRUNERS, MedianPruner, Pruner
@@ -23,13 +24,9 @@ from ammpl.study.samplers import SAMPLERS, Sampler, TpeSampler, check_sampler
 from ammpl.study.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
+DEFAULT_TRIALS = 24  # of a search whose file sets no budget
+MOST_COUNTED = 100_000  # combinations; a search that could draw more of them ends by its budget only
 MOST_CORNERS = 512  # combinations of extreme values that are all tried before a study starts; beyond, a sample
-
-
-class Section(BaseModel):
-    """A part of a space file: typed, frozen, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Objective(Section):
@@ -44,12 +41,6 @@ class Objective(Section):
         if metric.startswith("test/"):
             raise ValueError("tuning never sees the test split: choose a validation metric")
         return metric
-
-
-class Budget(Section):
-    """When the search ends: after this many trials."""
-
-    trials: int = Field(24, ge=1)
 
 
 class Confirm(Section):
@@ -101,12 +92,12 @@ class SearchSpace(Section):
     method: str = "ammpl"
     seed: int = Field(0, ge=0, lt=2**32)
     repeats: tuple[int, ...] = (1,)
-    fixed: dict[str, Scalar] = {}
+    fixed: dict[str, Scalar] = Field(default_factory=dict)
     parameters: dict[str, Parameter]
     objective: Objective = Objective()
     sampler: Sampler = TpeSampler()
     pruner: Pruner = MedianPruner()
-    budget: Budget = Budget()
+    budget: Budget = Budget(trials=DEFAULT_TRIALS)
     confirm: Confirm | None = Confirm()
 
     @field_validator("repeats", mode="before")
@@ -120,6 +111,12 @@ class SearchSpace(Section):
             raise ValueError("each repeat must be listed once")
         return tuple(repeats)
 
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, budget: Budget) -> Budget:
+        limited = budget.trials is not None or budget.time is not None
+        return budget if limited else Budget(trials=DEFAULT_TRIALS)
+
     @cached_property
     def base(self) -> TrialConfig:
         """The configuration before any parameter is set."""
@@ -130,11 +127,17 @@ class SearchSpace(Section):
         return self.base.flat()
 
     @property
-    def search_size(self) -> int:
-        """How many configurations the search draws: the budget's, or all of a smaller grid."""
-        if self.sampler.name != "grid":
-            return self.budget.trials
-        return count_grid(self.parameters, self._base_values, self.budget.trials)
+    def search_size(self) -> int | None:
+        """How many configurations the search draws at most: the budget's, or all of a smaller grid.
+
+        With a time budget alone as many as there are combinations, and None where they have no end.
+        """
+        trials = self.budget.trials
+        finite = all(parameter.values() is not None for parameter in self.parameters.values())
+        if self.sampler.name != "grid" and (trials is not None or not finite):
+            return trials
+        counted = count_grid(self.parameters, self._base_values, trials or MOST_COUNTED)
+        return counted if trials is not None or counted < MOST_COUNTED else None
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Draw the active parameters from an Optuna trial, in the order of the file."""
@@ -287,6 +290,11 @@ def check_name(name: str, where: str) -> None:
         raise UserError(where, "seeds come from the study's 'seed' and 'repeats'", fix="set those")
 
 
+def option_names(**sections: type[Section]) -> list[str]:
+    """Return the dotted names of some sections' options, for "did you mean"."""
+    return [f"{name}.{option}" for name, section in sections.items() for option in section.model_fields]
+
+
 def load_space(path: Path) -> SearchSpace:
     """Read a space file.
 
@@ -321,14 +329,10 @@ def parse_space(raw: Any, where: str) -> SearchSpace:
         }
     if data.get("fixed", {}) is None:  # "fixed:" with nothing under it
         data["fixed"] = {}
-    known = [
-        f"{section}.{option}"
-        for section, model in (("objective", Objective), ("budget", Budget), ("confirm", Confirm))
-        for option in model.model_fields
-    ]
     try:
         space = SearchSpace.model_validate(data)
     except ValidationError as error:
+        known = option_names(objective=Objective, budget=Budget, confirm=Confirm)
         raise from_validation_error(error, where, known) from None
     space.check(where, f"{where}: fixed")
     return space

@@ -127,10 +127,11 @@ class _Session:
         else:
             self._plan = Plan(space, space.name, folder, self._observers)
         view = Console(
-            {phase: total for phase, total in self._plan.totals.items() if total},
+            {phase: total for phase, total in self._plan.totals.items() if total != 0},
             space.objective.metric,
             space.objective.direction,
             self._options.quiet,
+            budget_seconds=space.budget.seconds,
         )  # it needs the plan's totals, and the plan its observers: so it joins later
         self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)
         self._began = time.monotonic()

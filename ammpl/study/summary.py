@@ -84,6 +84,7 @@ class StudySummary(ABC):
         seconds: wall time of the trials' phase.
         reasons: why trials FAILED or were LOST, with how many each.
         notes: what a reader of the tables must know.
+        ended: which budget was used up before all trials of the search or ablation had begun, None if none was.
         stopped: why the study ended itself before its time, None if it did not.
         ui_command: opens the MLflow UI; None without tracking.
         problems: what observers could not do.
@@ -98,6 +99,7 @@ class StudySummary(ABC):
     seconds: float
     reasons: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    ended: str | None = None
     stopped: str | None = None
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
@@ -130,8 +132,9 @@ class StudySummary(ABC):
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the tables must know, and why the study ended itself."""
-        return [*self.notes, *([f"stopped: {self.stopped}"] if self.stopped else [])]
+        """What a reader of the tables must know, and why the search, or the study, ended before its time."""
+        reasons = [f"{word}: {why}" for word, why in (("ended", self.ended), ("stopped", self.stopped)) if why]
+        return [*self.notes, *reasons]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as JSON data."""
@@ -243,6 +246,7 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
+        ended=plan.ended,
         stopped=plan.stopped,
         notes=_notes(plan),
     )

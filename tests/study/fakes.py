@@ -126,6 +126,16 @@ class Recorder:
         self.closed = True
 
 
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def told(study: optuna.Study) -> list[tuple[Any, ...]]:
     """What two Optuna studies must agree on, trial by trial."""
     return [

@@ -23,7 +23,7 @@ from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import State, Trial
 from ammpl.study.yaml_file import dump_yaml, parse_yaml
-from tests.study.fakes import Recorder, run_inline
+from tests.study.fakes import Clock, Recorder, run_inline
 
 KIND, RATE = "model.mask.kind", "model.mask.keep_rate"
 
@@ -142,6 +142,35 @@ def test_a_trial_without_a_value_failed(tmp_path: Path, metrics: Mapping[str, fl
     _, _, summary = _run(tmp_path, execute)
     assert summary.reasons == {reason: 9}
     assert summary.rows == ()
+
+
+def test_a_time_budget_lets_no_further_cell_begin_and_the_table_says_which_are_missing(tmp_path: Path) -> None:
+    clock = Clock()
+
+    def slow(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        clock.now += 30.0 if trial.phase == "ablation" else 0.0
+        yield from _execute(trial, folder)
+
+    recorder = Recorder()
+    plan = AblationPlan(_space(budget={"time": "2m"}, test=True), tmp_path, recorder, clock)
+    run_inline(plan, tmp_path, slow)
+    assert plan.totals == {"ablation": 9, "test": 9}
+    assert [trial.phase for trial in recorder.started] == ["ablation"] * 4 + ["test"] * 4
+    assert plan.ended == "time budget of 2 min used up after 4 trials"
+    summary = summarize_ablation(plan, tmp_path, interrupted=False, seconds=1.0)
+    assert [row.cells["validation/accuracy"].own.n for row in summary.rows] == [2, 1, 1]
+    assert summary.as_dict()["ended"] == plan.ended
+    assert summary.remarks == ["note: not run: random r2, r3; learned r2, r3; none r3", f"ended: {plan.ended}"]
+    assert summary.markdown().endswith(f"\n\n{summary.remarks[0]}\n\nended: {plan.ended}\n")
+
+
+def test_a_budget_of_trials_runs_the_first_cells(tmp_path: Path) -> None:
+    plan, recorder, summary = _run(tmp_path, budget={"trials": 4})
+    assert [trial.key for trial in recorder.started][-1] == "ablation-none-r2"
+    assert (len(recorder.started), plan.totals["ablation"]) == (4, 4)
+    assert summary.ended == "budget of 4 trials used up"
+    whole = _run(tmp_path / "whole", budget={"trials": 9})[2]
+    assert (whole.ended, whole.notes) == (None, ())
 
 
 def test_an_interrupt_loses_what_runs(tmp_path: Path) -> None:
@@ -266,7 +295,8 @@ def test_fixed_values_from_outside() -> None:
         ({"parameters": {}}, "s.yaml: parameters: belongs to a search, and this is an ablation. Fix: remove it"),
         ({"sampler": {"name": "tpe"}}, "s.yaml: sampler: belongs to a search"),
         ({"pruner": {"name": "none"}}, "s.yaml: pruner: belongs to a search"),
-        ({"budget": {"trials": 3}}, "s.yaml: budget: belongs to a search"),
+        ({"budget": {"trials": 0}}, "s.yaml: budget.trials: must be greater than or equal to 1, got 0"),
+        ({"budget": {"tiem": "1h"}}, "s.yaml: budget.tiem: unknown key. Fix: did you mean 'budget.time'?"),
         ({"confirm": None}, "s.yaml: confirm: belongs to a search"),
         ({"variant": {}}, "s.yaml: variant: unknown key. Fix: did you mean 'variants'?"),
         ({"method": "amppl"}, "s.yaml: method: is unknown, got 'amppl'. Fix: did you mean 'ammpl'?"),
@@ -318,8 +348,6 @@ def test_the_command_line_takes_an_ablation(
 
     assert cli.main([*flags, "--quiet"]) == 1
     assert "no trial of the ablation completed\n" in capsys.readouterr().out
-    assert cli.main([*flags, "--trials", "3"]) == 2
-    assert "--trials: is for a search: an ablation runs every variant on every repeat" in capsys.readouterr().err
     assert cli.main([*flags, "--set", f"{KIND}=none"]) == 2
     assert f"command line: {KIND}: is what the variants vary" in capsys.readouterr().err
 

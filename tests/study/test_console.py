@@ -5,6 +5,7 @@ import math
 import os
 import pty
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -12,18 +13,11 @@ from rich.console import Console as RichConsole
 
 from ammpl.study.console import Console
 from ammpl.study.trial import State, Trial
+from tests.study.fakes import Clock
 from tests.study.scripted import other_trial, outcome, trial
 
 TOTALS = {"search": 12, "confirm": 2, "test": 2}
 Make = Callable[..., tuple[Console, io.StringIO]]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def searched(number: int) -> Trial:
@@ -44,9 +38,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make(clock: Clock) -> Make:
-    def build(direction: str = "maximize", quiet: bool = False) -> tuple[Console, io.StringIO]:
+    def build(
+        direction: str = "maximize", quiet: bool = False, totals: Any = TOTALS, **more: Any
+    ) -> tuple[Console, io.StringIO]:
         stream = io.StringIO()
-        return Console(TOTALS, "validation/accuracy", direction, quiet, stream=stream, clock=clock), stream
+        return Console(totals, "validation/accuracy", direction, quiet, stream=stream, clock=clock, **more), stream
 
     return build
 
@@ -117,6 +113,25 @@ def test_time_left_counts_what_is_to_come_at_the_pace_so_far(make: Make, clock: 
     assert console.seconds_left() == (10 * 15 - 5 + 2 * 10) / 2
     clock.now = 500.0  # a trial that takes longer than any before is no reason for a negative time
     assert console.seconds_left() == (9 * 15 + 2 * 10) / 2
+
+
+def test_a_time_budget_bounds_the_time_left_and_the_trials_may_have_no_number(make: Make, clock: Clock) -> None:
+    console, stream = make(totals={**TOTALS, "search": None}, budget_seconds=90.0)
+    run(console, clock, 0, value=0.5, seconds=10.0)  # 1.5 s of training, as the worker measured
+    assert console.seconds_left() == 80 + 2 * 1.5
+    assert [line[:29] for line in stream.getvalue().splitlines()] == [
+        "search: trials in 1 min 30 s,",
+        "[1] search-0000 COMPLETE 0.50",
+    ]
+    frame = RichConsole(width=100, record=True, file=io.StringIO())
+    frame.print(console._frame())
+    assert frame.export_text().splitlines()[0].split()[-3:] == ["1", "1", "complete"]
+    clock.now = 500.0
+    assert console.seconds_left() == 2 * 1.5
+    both, stream = make(budget_seconds=90.0)
+    run(both, clock, 0, value=0.5)
+    assert stream.getvalue().startswith("search: 12 trials in at most 1 min 30 s, maximize")
+    assert both.seconds_left() == (11 + 2) * 1.5  # the trials are done before the time is
 
 
 @pytest.mark.parametrize("width", [30, 60, 100, 200])

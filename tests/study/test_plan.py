@@ -12,10 +12,12 @@ from ammpl.study.base_plan import FINISHED
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.space import SearchSpace
+from ammpl.study.summary import summarize
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,
     TEMPERATURE,
+    Clock,
     Recorder,
     accuracy,
     execute,
@@ -229,6 +231,66 @@ def test_an_interrupted_study_loses_what_ran_and_hands_out_nothing_more(tmp_path
     ]
     assert [t.state for t in plan.search.study.trials] == [optuna.trial.TrialState.FAIL] * 2
     assert [t.user_attrs["state"] for t in plan.search.study.trials] == ["LOST"] * 2
+
+
+def _timed(tmp_path: Path, clock: Clock, **changes: Any) -> tuple[Plan, Recorder]:
+    """A study whose search trials take ten seconds each."""
+
+    def slow(trial: Trial, folder: Path) -> Any:
+        clock.now += 10.0 if trial.phase == "search" else 0.0
+        return execute(trial, folder)
+
+    recorder = Recorder()
+    plan = Plan(small_space(pruner={"name": "none"}, **changes), "small", tmp_path, recorder, clock)
+    run_inline(plan, tmp_path, slow)
+    return plan, recorder
+
+
+def test_a_time_budget_ends_the_search_and_confirmation_and_test_follow(tmp_path: Path) -> None:
+    plan, recorder = _timed(tmp_path, Clock(), budget={"time": "35s"}, confirm={"top": 1, "repeats": 2})
+    assert plan.totals["search"] is None
+    phases = [trial.phase for trial in recorder.started]
+    assert phases == ["search"] * 4 + ["confirm"] * 6 + ["test"] * 6
+    assert plan.ended == "time budget of 35 s used up after 4 trials"
+    assert (plan.stopped, plan.winner is None) == (None, False)
+    summary = summarize(plan, tmp_path, interrupted=False, seconds=1.0)
+    assert summary.as_dict()["ended"] == plan.ended
+    assert summary.markdown().endswith(f"\nended: {plan.ended}\n")
+
+
+@pytest.mark.parametrize(("budget", "trials"), [({"trials": 3, "time": "1h"}, 3), ({"trials": 4, "time": "40s"}, 4)])
+def test_a_budget_of_trials_that_is_used_up_first_is_no_news(
+    tmp_path: Path, budget: dict[str, Any], trials: int
+) -> None:
+    plan, recorder = _timed(tmp_path, Clock(), budget=budget, confirm=None)
+    assert (len(recorder.started), plan.ended) == (trials, None)
+
+
+def test_what_runs_when_the_time_is_up_runs_to_its_end(tmp_path: Path) -> None:
+    clock = Clock()
+    space = small_space(budget={"time": "1m"}, confirm={"top": 1, "repeats": 1, "baselines": ["coop"]})
+    plan = Plan(space, "small", tmp_path, Recorder(), clock)
+    first, second = plan.next(), plan.next()
+    clock.now = 60.0
+    baseline = plan.next()
+    assert baseline.key == "confirm-coop-r2"
+    assert plan.next() is None
+    for trial, value in ((first, 0.5), (second, 0.75), (baseline, 0.5)):
+        plan.report(trial, 10, {"validation/accuracy": value})
+        plan.finish(trial)
+    assert plan.next().key == "confirm-0001-r2"
+    assert plan.ended == "time budget of 1 min used up after 2 trials"
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_time_alone_ends_with_the_last_combination(tmp_path: Path, sampler: str) -> None:
+    depths = {DEPTH: {"type": "int", "low": 1, "high": 3}}
+    plan, recorder = _timed(
+        tmp_path, Clock(), parameters=depths, sampler={"name": sampler}, budget={"time": "5h"}, confirm=None
+    )
+    assert (plan.totals["search"], len(recorder.started), plan.ended) == (3, 3, None)
+    if sampler == "grid":
+        assert sorted(trial.params[DEPTH] for trial in recorder.started) == [1, 2, 3]
 
 
 def test_values_that_contradict_each_other_only_together_fail_their_trial(

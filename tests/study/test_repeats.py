@@ -18,7 +18,7 @@ from ammpl.study.records import Records
 from ammpl.study.space import SearchSpace
 from ammpl.study.summary import summarize
 from ammpl.study.trial import State, Trial
-from tests.study.fakes import DEPTH, PRUNERS, SAMPLERS, Recorder, accuracy, fails, run_inline, small_space, told
+from tests.study.fakes import DEPTH, PRUNERS, SAMPLERS, Clock, Recorder, accuracy, fails, run_inline, small_space, told
 
 REPEATS = [1, 2, 3, 4, 5, 6]
 
@@ -165,6 +165,20 @@ def test_several_at_a_time_a_due_repeat_comes_before_the_next_configuration(tmp_
     end(last)
     assert plan.next().key == "confirm-0000-r3"
     assert [trial.state.name for trial in plan.search.study.trials] == ["COMPLETE"] * 3
+
+
+def test_a_configuration_begun_in_time_gets_all_its_repeats(tmp_path: Path) -> None:
+    clock = Clock()
+    plan = Plan(_space(repeats=[1, 2, 3], budget={"time": "1m"}), "small", tmp_path, Recorder(), clock)
+    keys = []
+    while isinstance(trial := plan.next(), Trial):
+        keys.append(trial.key)
+        clock.now += 50.0
+        plan.report(trial, 10, {"validation/accuracy": 0.5})
+        plan.finish(trial)
+    assert keys == [f"search-0000-r{repeat}" for repeat in (1, 2, 3)]
+    assert plan.ended == "time budget of 1 min used up after 1 trial"
+    assert [trial.state.name for trial in plan.search.study.trials] == ["COMPLETE"]
 
 
 def test_an_interrupt_between_two_repeats_loses_the_configuration(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from ammpl import cli
 from ammpl.errors import UserError
+from ammpl.study.budget import Budget
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
@@ -20,17 +23,23 @@ from ammpl.study.study import Options
 from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
 from ammpl.study.yaml_file import dump_yaml
-from tests.study.fakes import execute, run_inline, small_space
+from tests.study.fakes import Clock, execute, run_inline, small_space
 
 Evaluations = Iterator[tuple[int, dict[str, float]]]
 
 
-def _study(folder: Path, run: Callable[[Trial, Path], Evaluations] = execute) -> Path:
+def _study(
+    folder: Path,
+    run: Callable[[Trial, Path], Evaluations] = execute,
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> Path:
     """A finished study without Ray."""
     folder.mkdir()
-    space = small_space(budget={"trials": 4}, confirm={"top": 1, "repeats": 2, "baselines": ["coop"]})
+    confirm = {"top": 1, "repeats": 2, "baselines": ["coop"]}
+    space = small_space(**{"budget": {"trials": 4}, "confirm": confirm, **changes})
     records = Records(folder, space)
-    run_inline(Plan(space, space.name, folder, Observers([records])), folder, run)
+    run_inline(Plan(space, space.name, folder, Observers([records]), clock), folder, run)
     records.close()
     (folder / "study.yaml").write_text(dump_yaml(space.resolved()))
     (folder / "summary.json").write_text(json.dumps({"interrupted": False}))
@@ -116,6 +125,22 @@ def test_a_finished_study_gives_its_space(tmp_path: Path) -> None:
     space = finished_space(_study(tmp_path / "a"))
     assert space.name == "small"
     assert space.resolved()["fixed"]["data.shots"] == 16
+
+
+def test_a_time_budget_becomes_the_number_of_trials_that_began(tmp_path: Path) -> None:
+    whole = finished_space(_study(tmp_path / "a", budget={"trials": 4, "time": "1h"}))
+    assert whole.budget == Budget(trials=4)
+    clock = Clock()
+
+    def slow(trial: Trial, folder: Path) -> Evaluations:
+        clock.now += 1800.0
+        return execute(trial, folder)
+
+    cut = finished_space(_study(tmp_path / "b", slow, clock, budget={"time": "1h"}, repeats=[1, 2], confirm=None))
+    assert cut.budget == Budget(trials=1)
+    assert compare(
+        tmp_path / "b", _study(tmp_path / "c", **cut.model_dump(include={"budget"}), repeats=[1, 2], confirm=None)
+    ).identical
 
 
 def test_folders_that_cannot_be_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,15 @@ def test_samplers_and_pruners_by_name_with_their_options() -> None:
         ("pruner", {"name": "hyperband", "max_resource": 1, "min_resource": 2}, "'max_resource' must be at least"),
         ("budget", {"trials": 0}, "s.yaml: budget.trials: must be greater than or equal to 1, got 0"),
         ("budget", {"trails": 3}, "s.yaml: budget.trails: unknown key. Fix: did you mean 'budget.trials'?"),
+        (
+            "budget",
+            {"time": "ten minutes"},
+            "s.yaml: budget.time: must be a time above 0, in hours, minutes and seconds, such as 90s, 10m, 2h or "
+            "1h30m, got 'ten minutes'",
+        ),
+        ("budget", {"time": 600}, "s.yaml: budget.time: must be a time above 0"),
+        ("budget", {"time": "0h0m"}, "such as 90s, 10m, 2h or 1h30m, got '0h0m'"),
+        ("budget", {"time": "1m1h"}, "such as 90s, 10m, 2h or 1h30m, got '1m1h'"),
         ("confirm", {"top": 0}, "s.yaml: confirm.top: must be greater than or equal to 1, got 0"),
         ("confirm", {"baselines": ["cop"]}, "s.yaml: confirm.baselines: 'cop' is no method (did you mean 'coop'?)"),
         ("confirm", {"baselines": ["coop", "coop"]}, "each baseline must be named once"),
@@ -274,6 +283,23 @@ def test_many_parameters_are_checked_by_sample_in_reasonable_time() -> None:
     parameters["model.mask.keep_rate"]["high"] = 1.5
     with pytest.raises(UserError, match=r"model.mask.keep_rate: must be less than or equal to 1, got 1.5"):
         parse_space(_with("parameters", parameters) | {"fixed": fixed}, "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("budget", "size", "seconds"),
+    [
+        ({}, 24, None),
+        ({"trials": 7}, 7, None),
+        ({"trials": 7, "time": "90s"}, 7, 90),
+        ({"time": "10m"}, None, 600),
+        ({"time": "2h"}, None, 7200),
+        ({"time": "1h30m5s"}, None, 5405),
+    ],
+)
+def test_budgets(budget: dict[str, Any], size: int | None, seconds: float | None) -> None:
+    space = small_space(budget=budget)
+    assert (space.search_size, space.budget.seconds) == (size, seconds)
+    assert parse_space(space.resolved(), "study.yaml").budget == space.budget
 
 
 def test_few_configurations_reach_every_extreme() -> None:
