@@ -145,9 +145,9 @@ class StoredPixels:
 
     def __init__(self, prepared: Prepared, size: int):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
             self._batches = [
-                torch.frombuffer(batch.column("pixels").buffers()[1], dtype=torch.uint8).view(-1, 3, size, size)
+                torch.from_numpy(np.frombuffer(batch.column("pixels").buffers()[1], np.uint8)).view(-1, 3, size, size)
                 for batch in prepared.batches
             ]
         self._count = len(prepared)
