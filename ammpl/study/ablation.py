@@ -66,7 +66,7 @@ class AblationPlan(BasePlan):
             yield from self._wait("test")
 
     def _place(self, trial: Trial) -> int | None:
-        return None
+        return None if trial.phase == "test" else self._cells.index((trial.candidate, trial.repeat))
 
     def _unusable(self, value: float) -> str | None:
         return None if math.isfinite(value) else "not finite"

@@ -167,6 +167,7 @@ class Writer:
         if summary["table"]:
             with self._noting("summary.md"):
                 self.client.log_text(self.parent_id, summary["table"] + "\n", "summary.md")
+        died = died or summary.get("failed", False)  # or gave up by itself
         status = "FAILED" if died else "KILLED" if summary["interrupted"] else "FINISHED"
         self.client.set_terminated(self.parent_id, status, at)
 

@@ -161,7 +161,12 @@ class _Session:
             except (OSError, SQLAlchemyError, UserError) as error:
                 lacking.append(f"{name} is not written: {' '.join(str(error).split())[:200]}")
         if self._tracker:
-            self._tracker.summary(summary.flat_metrics(), summary.markdown(), interrupted=not completed)
+            self._tracker.summary(
+                summary.flat_metrics(),
+                summary.markdown(),
+                interrupted=not completed,
+                failed=summary.stopped is not None,
+            )
         self._observers.close()
         return replace(
             summary,

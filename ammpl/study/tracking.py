@@ -198,15 +198,19 @@ class MLflowTracker:
             }
         )
 
-    def summary(self, metrics: Mapping[str, float], table_markdown: str, *, interrupted: bool = False) -> None:
+    def summary(
+        self, metrics: Mapping[str, float], table_markdown: str, *, interrupted: bool = False, failed: bool = False
+    ) -> None:
         """Tell how the study ended; call it once, before :meth:`close`.
 
         Args:
             metrics: the study's own figures, of the parent run.
             table_markdown: goes below the description and into ``summary.md``.
             interrupted: the parent run becomes KILLED instead of FINISHED.
+            failed: the parent run becomes FAILED: the study stopped itself.
         """
-        self._put({"op": "summary", "metrics": dict(metrics), "table": table_markdown, "interrupted": interrupted})
+        ending = {"interrupted": interrupted, "failed": failed}
+        self._put({"op": "summary", "metrics": dict(metrics), "table": table_markdown, **ending})
 
     def close(self, patience: float = 60.0) -> None:
         """Wait until MLflow has everything, then fill :attr:`warnings`. Without a summary the parent run is KILLED.

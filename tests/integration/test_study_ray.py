@@ -26,9 +26,10 @@ from ammpl.study.ray_cluster import connected, fit_resources
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
 from ammpl.study.study import Options, run_study
+from ammpl.study.space_file import parse_study_space
 from ammpl.study.summary import Summary
 from ammpl.study.trial import State, Trial
-from tests.integration.mlflow_store import states
+from tests.integration.mlflow_store import parent, states
 from tests.study.fakes import PRUNERS, Recorder, accuracy, execute, optimized, small_space, told
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -271,6 +272,28 @@ def test_the_first_interrupt_ends_a_study_cleanly(tmp_path: Path) -> None:
     assert [t.user_attrs["state"] for t in stored] == ["COMPLETE", "COMPLETE", "LOST"]
     states = pq.read_table(summary.folder / "trials" / "trials.parquet").column("state").to_pylist()
     assert states == ["COMPLETE", "COMPLETE", "LOST"]
+
+
+@pytest.mark.parametrize("kind", ["search", "ablation"])
+def test_a_study_that_stops_itself_has_failed_in_mlflow_and_says_why(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def broken(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        raise RuntimeError("loss is nan")
+        yield
+
+    monkeypatch.chdir(tmp_path)
+    variants = {"none": {"model.mask.kind": "none"}, "learned": {}}
+    ablation = {"version": 1, "kind": kind, "name": "masks", "reference": "learned", "variants": variants}
+    space = small_space() if kind == "search" else parse_study_space(ablation, "masks.yaml")
+    options = Options(tmp_path / "study", concurrency=1, tracking_uri=sqlite_uri, quiet=True)
+    summary = run_study(space, options, execute=broken)
+    assert summary.stopped == "the first 5 trials all failed the same way: RuntimeError: loss is nan"
+    assert not summary.interrupted
+    run = parent(sqlite_uri, summary.folder)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mlflow.note.content"].endswith(f"stopped: {summary.stopped}")
+    assert list(states(sqlite_uri, summary.folder).values()) == ["FAILED"] * 5
 
 
 def test_a_fault_of_ours_keeps_its_traceback_and_what_was_known(tmp_path: Path, monkeypatch: Any) -> None:

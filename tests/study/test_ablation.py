@@ -140,7 +140,7 @@ def test_a_trial_without_a_value_failed(tmp_path: Path, metrics: Mapping[str, fl
         yield from [] if metrics is None else [(1, dict(metrics))]
 
     _, _, summary = _run(tmp_path, execute)
-    assert summary.reasons == {reason: 9}
+    assert summary.reasons == {reason: 5}  # and then it stops
     assert summary.rows == ()
 
 
@@ -171,6 +171,34 @@ def test_a_budget_of_trials_runs_the_first_cells(tmp_path: Path) -> None:
     assert summary.ended == "budget of 4 trials used up"
     whole = _run(tmp_path / "whole", budget={"trials": 9})[2]
     assert (whole.ended, whole.notes) == (None, ())
+
+
+def _broken(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    raise RuntimeError(f"loss is nan at step {trial.repeat}")
+    yield
+
+
+def test_an_ablation_whose_first_five_trials_fail_the_same_way_stops_and_says_so(tmp_path: Path) -> None:
+    plan, recorder, summary = _run(tmp_path, _broken, test=True)
+    why = "the first 5 trials all failed the same way: RuntimeError: loss is nan at step 2"
+    assert plan.stopped == why
+    assert [trial.key for trial in recorder.started] == [
+        f"ablation-{variant}-r{repeat}"
+        for variant, repeat in [("none", 1), ("random", 1), ("learned", 1), ("none", 2), ("random", 2)]
+    ]
+    assert plan.next() is FINISHED
+    assert summary.as_dict()["stopped"] == why
+    assert summary.markdown() == (f"note: not run: learned r2, r3; none r3; random r3\n\nstopped: {why}\n")
+
+
+def test_one_trial_of_an_ablation_that_ends_otherwise_lets_it_go_on(tmp_path: Path) -> None:
+    def run(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        return (_execute if trial.key == "ablation-random-r2" else _broken)(trial, folder)
+
+    plan, recorder, summary = _run(tmp_path, run)
+    assert plan.stopped is None
+    assert len(recorder.started) == 9
+    assert [row.variant for row in summary.rows] == ["random"]
 
 
 def test_an_interrupt_loses_what_runs(tmp_path: Path) -> None:
