@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import sys
 import threading
 import time
@@ -41,10 +42,19 @@ class _Finished:
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class _Best:
+    """The best configuration of the search so far: its last trial, and its mean over the repeats."""
+
+    trial: Trial
+    value: float
+
+
 class Console:
     """Observer that shows a study to a person.
 
-    With a terminal: progress by phase, counts by state, the best trial so far, the running trials and the time left.
+    With a terminal: progress by phase, counts by state, the best configuration so far, the running trials and the time
+    left.
     Otherwise plain lines without control codes: a head for each phase, a line for each trial that ended.
 
     Args:
@@ -52,6 +62,7 @@ class Console:
         metric: the objective's name.
         direction: ``maximize`` or ``minimize``.
         quiet: show nothing at all.
+        repeats: of a configuration in the search, whose value is the mean over them.
         budget_seconds: how long trials of the first phase begin; None without such a limit.
         stream: where to; standard output.
         clock: seconds; for tests.
@@ -64,6 +75,7 @@ class Console:
         direction: str,
         quiet: bool = False,
         *,
+        repeats: int = 1,
         budget_seconds: float | None = None,
         stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -73,13 +85,15 @@ class Console:
         self._sign = -1.0 if direction == "minimize" else 1.0
         self._direction = direction
         self._quiet = quiet
+        self._repeats = repeats
+        self._values: dict[str, dict[int, float]] = {}  # of the search's complete trials, by candidate and repeat
         self._budget_seconds = budget_seconds
         self._stream = stream or sys.stdout
         self._clock = clock
         self._began = clock()
         self._running: dict[str, _Running] = {}
         self._finished: dict[str, _Finished] = {}
-        self._best: _Finished | None = None
+        self._best: _Best | None = None
         self._most_at_once = 1
         self._headed: set[str] = set()
         self._lock = threading.RLock()  # the live view is drawn by a thread of its own
@@ -118,13 +132,11 @@ class Console:
         with self._lock:
             self._running.pop(trial.key, None)
             ended = self._finished[trial.key] = _Finished(trial, outcome)
-            is_best = self._is_best(ended)
-            if is_best:
-                self._best = ended
+            is_best = self._is_best(trial, outcome)
             done = sum(1 for other in self._finished.values() if other.trial.phase == trial.phase)
         self._line(
             f"[{_of(done, self._totals.get(trial.phase, 0))}] {_ending(ended)}"
-            + ("  (best so far)" if is_best else "")
+            + (f"  ({self._best_so_far()})" if is_best else "")
         )
 
     def close(self) -> None:
@@ -146,14 +158,25 @@ class Console:
 
     # -- what is known --
 
-    def _is_best(self, ended: _Finished) -> bool:
-        value = ended.outcome.value
-        if ended.trial.phase != "search" or ended.outcome.state is not State.COMPLETE:
+    def _is_best(self, trial: Trial, outcome: Outcome) -> bool:
+        """Take an ended trial; return whether it makes its configuration the best one."""
+        value = outcome.value
+        if trial.phase != "search" or outcome.state is not State.COMPLETE or value is None or math.isnan(value):
             return False
-        if value is None or math.isnan(value):
+        values = self._values.setdefault(trial.candidate, {})
+        values[trial.repeat] = value
+        if len(values) < self._repeats:
             return False
-        best = self._best.outcome.value if self._best else None
-        return best is None or self._sign * value > self._sign * best
+        mean = statistics.fmean(values.values())
+        if self._best is not None and self._sign * mean <= self._sign * self._best.value:
+            return False
+        self._best = _Best(trial, mean)
+        return True
+
+    def _best_so_far(self) -> str:
+        if self._best is None or self._repeats == 1:
+            return "best so far"
+        return f"best so far: mean {_number(self._best.value)} of {self._repeats} repeats"
 
     def seconds_left(self) -> float | None:
         """Estimate the time to the end from the trials that ended, pruned and failed ones too.
@@ -217,8 +240,11 @@ class Console:
     def _best_and_running(self) -> list[RenderableType]:
         lines: list[RenderableType] = []
         if self._best:
-            line = Text.assemble(("best  ", "bold green"), f"{self._metric} {_number(self._best.outcome.value)}  ")
-            line.append(f"{self._best.trial.key}  {params_text(self._best.trial.params)}")
+            line = Text.assemble(("best  ", "bold green"), f"{self._metric} {_number(self._best.value)}  ")
+            key = self._best.trial.key
+            if self._repeats > 1:
+                key = key.removesuffix(f"-r{self._best.trial.repeat}") + f" (mean of {self._repeats})"
+            line.append(f"{key}  {params_text(self._best.trial.params)}")
             lines.append(line)
         for running in list(self._running.values())[:_MOST_RUNNING]:
             line = Text.assemble((f"  {running.trial.key}", "cyan"))

@@ -58,6 +58,7 @@ class Plan(BasePlan):
         self._size = space.search_size
         self._several = len(space.repeats) > 1
         self._values: dict[int, list[float]] = {}  # of the configurations that are open, by number: a value a repeat
+        self._ran: set[int] = set()  # numbers of configurations that did not come from records alone
         self._due: deque[tuple[int, Mapping[str, Scalar]]] = deque()  # configurations whose next repeat may begin
         self._complete: list[tuple[Trial, float]] = []  # the search's whole configurations, with their objective
         self._records: dict[str, _Record] = {}  # of the search, by the configuration's sha256
@@ -110,6 +111,8 @@ class Plan(BasePlan):
         """Tell Optuna of a configuration that has ended; one that has repeats left waits for them."""
         assert trial.number is not None
         values, value = self._values[trial.number], outcome.value
+        if outcome.duplicate_of is None:
+            self._ran.add(trial.number)
         if self._several and outcome.state in (State.COMPLETE, State.PRUNED):
             if outcome.state is State.COMPLETE and len(values) < len(self.space.repeats):
                 self._due.append((trial.number, trial.params))
@@ -120,7 +123,8 @@ class Plan(BasePlan):
         del self._values[trial.number]
         if outcome.state is State.COMPLETE and value is not None:
             self._complete.append((trial, value))
-        told = {"reason": outcome.reason, "duplicate_of": None if self._several else outcome.duplicate_of}
+        duplicate_of = None if trial.number in self._ran else outcome.duplicate_of
+        told = {"reason": outcome.reason, "duplicate_of": duplicate_of}
         self.search.tell(trial.number, outcome.state, value, learn=self._several, **told)
 
     def _abandon(self, reason: str) -> None:

@@ -131,6 +131,7 @@ class _Session:
             space.objective.metric,
             space.objective.direction,
             self._options.quiet,
+            repeats=len(space.repeats),
             budget_seconds=space.budget.seconds,
         )  # it needs the plan's totals, and the plan its observers: so it joins later
         self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)

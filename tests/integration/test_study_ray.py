@@ -25,8 +25,8 @@ from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import connected, fit_resources
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
-from ammpl.study.study import Options, run_study
 from ammpl.study.space_file import parse_study_space
+from ammpl.study.study import Options, run_study
 from ammpl.study.summary import Summary
 from ammpl.study.trial import State, Trial
 from tests.integration.mlflow_store import parent, states

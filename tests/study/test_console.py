@@ -5,6 +5,7 @@ import math
 import os
 import pty
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,24 @@ def test_the_best_is_a_complete_trial_of_the_search(make: Make, clock: Clock, di
     run(console, clock, 5, state=State.PRUNED, value=1.0)
     marked = [line for line in stream.getvalue().splitlines() if line.endswith("(best so far)")]
     assert best in marked[-1]
+
+
+def test_with_several_repeats_the_best_is_the_configuration_with_the_best_mean(make: Make, clock: Clock) -> None:
+    console, stream = make(repeats=2)
+    values = {0: (0.5, 0.7), 1: (0.9, 0.1), 2: (0.6, 0.8)}
+    for repeat in (0, 1):  # side by side: a configuration's repeats need not follow each other
+        for number, of_repeats in values.items():
+            told = replace(searched(number), key=f"search-{number:04d}-r{repeat + 1}", repeat=repeat + 1)
+            console.trial_started(told)
+            console.trial_finished(told, outcome(value=of_repeats[repeat]))
+    marked = [line.split("  (best") for line in stream.getvalue().splitlines() if "best so far" in line]
+    assert [(line.split("] ")[1].split()[0], text) for line, text in marked] == [
+        ("search-0000-r2", " so far: mean 0.6000 of 2 repeats)"),
+        ("search-0002-r2", " so far: mean 0.7000 of 2 repeats)"),
+    ]
+    frame = RichConsole(width=200, record=True, file=io.StringIO())
+    frame.print(console._frame())
+    assert "best  validation/accuracy 0.7000  search-0002 (mean of 2)  temperature=2.3" in frame.export_text()
 
 
 def test_a_trial_that_was_lost_and_begins_again_counts_once(make: Make, clock: Clock) -> None:

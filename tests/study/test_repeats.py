@@ -135,6 +135,10 @@ def test_a_repeat_that_ran_before_is_answered_from_its_record(tmp_path: Path) ->
     ran = [trial.config.sha256 for trial in recorder.started if recorder.outcomes[trial.key].duplicate_of is None]
     assert len(ran) == len(set(ran)) <= 18
     assert len(recorder.started) > 40
+    for trial in plan.search.study.trials:
+        of = [recorder.outcomes[t.key].duplicate_of for t in recorder.started if t.number == trial.number]
+        assert trial.user_attrs.get("duplicate_of") == (None if None in of else of[-1])
+    assert len([trial for trial in plan.search.study.trials if "duplicate_of" in trial.user_attrs]) >= 10
 
 
 def test_several_at_a_time_a_due_repeat_comes_before_the_next_configuration(tmp_path: Path) -> None:
