@@ -1,8 +1,9 @@
-"""The command line: flags, their help, and how a study's end is shown. No logic of a study."""
+"""The command line: which command runs, what its flags make of a space, how a study's end is shown."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import ammpl
-from ammpl.errors import UserError
+from ammpl.errors import UserError, did_you_mean
+from ammpl.flags import DEFAULT_SPACE, Command, add_rerun, add_tune
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
@@ -23,98 +25,6 @@ if TYPE_CHECKING:
 EXIT_SUCCESS, EXIT_NO_RESULT, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 EXIT_DIFFERENT = 1  # of a rerun
 
-DEFAULT_SPACE = Path("search_spaces") / "default.yaml"
-
-EPILOG = """\
-examples:
-  python tune.py                                             the default study: embedded digits, no download, no GPU
-  python tune.py search_spaces/my.yaml --trials 50           another space, with a budget of 50 trials
-  python tune.py --shots 4 --set training.steps=200          fixed values replaced
-  python tune.py --dry-run                                   check everything and print the resolved study
-  python tune.py --ray-address 10.0.0.1:6379 --tracking-uri http://10.0.0.1:5000
-  python tune.py search_spaces/ablation_mask.yaml            variants of one configuration on the same repeats
-  python tune.py rerun STUDY                                 repeat a finished study and compare; see rerun --help
-
-exit codes: 0 done, 1 no result (no trial completed, or the first five all failed the same way),
-2 something to mend in a file or flag, 130 interrupted (Ctrl-C)
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``tune.py``."""
-    parser = argparse.ArgumentParser(
-        prog="tune.py",
-        description="Search the hyperparameters of a prompt-learning method on a frozen CLIP: trials are scheduled by "
-        "Ray Tune, sampled and pruned by Optuna, tracked in MLflow and kept in Parquet; the best are confirmed on "
-        "fresh repeats and tested once.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"the space file (default: {DEFAULT_SPACE})"
-    )
-
-    study = parser.add_argument_group("what is studied (over the space file)")
-    study.add_argument("--trials", type=int, metavar="N", help="trials of the search")
-    study.add_argument("--time-budget", metavar="TIME", help="how long trials of the search begin, such as 1h30m")
-    study.add_argument("--dataset", metavar="NAME", help="the data set (data.name)")
-    study.add_argument("--shots", type=int, metavar="N", help="training images a class (data.shots)")
-    study.add_argument("--backbone", metavar="NAME", help="tiny-glyph, or a ViT of open_clip such as ViT-B-16")
-    study.add_argument("--pretrained", metavar="TAG", help="open_clip's tag of the weights, or a checkpoint's path")
-    study.add_argument("--seed", type=int, metavar="N", help="the study's seed: of the sampler and of all trials")
-    study.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="assignments",
-        help="any fixed value by its dotted name, such as training.steps=200; may be repeated",
-    )
-
-    _add_surroundings(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the resolved study, run nothing"
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {ammpl.__version__}")
-    return parser
-
-
-def build_rerun_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``tune.py rerun``."""
-    parser = argparse.ArgumentParser(
-        prog="tune.py rerun",
-        description="Repeat a finished study, search or ablation, from the resolved space in its folder, then compare "
-        "every trial's values, old and new. A search gives the same trials again only one at a time "
-        "(--concurrency 1, then and now), because its sampler learns from what has ended.",
-        epilog="example:\n  python tune.py rerun studies/default-20260101-120000 --concurrency 1\n\n"
-        "exit codes: 0 all identical, 1 something differs, 2 something to mend, 130 interrupted (Ctrl-C)\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", type=Path, metavar="STUDY", help="the folder of a finished study")
-    _add_surroundings(parser)
-    return parser
-
-
-def _add_surroundings(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that decide no number."""
-    machine = parser.add_argument_group("where it runs")
-    machine.add_argument("--concurrency", type=int, metavar="N", help="trials at a time (default: what fits)")
-    machine.add_argument(
-        "--gpus-per-trial", type=float, metavar="X", help="fractions share a GPU (default: 1 if there is one, else 0)"
-    )
-    machine.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="head of a Ray cluster, or 'auto' (default: this machine)"
-    )
-
-    results = parser.add_argument_group("where the results go")
-    results.add_argument(
-        "--output", type=Path, metavar="DIR", help="the study folder, new (default: studies/NAME-TIME)"
-    )
-    results.add_argument(
-        "--tracking-uri", metavar="URI", help="of MLflow (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
-    )
-    results.add_argument("--quiet", action="store_true", help="show the result only")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
@@ -123,19 +33,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    rerun = words[:1] == ["rerun"]
-    arguments = build_rerun_parser().parse_args(words[1:]) if rerun else build_parser().parse_args(words)
     try:
-        if rerun:
-            return _rerun(arguments)
-        space = _space(arguments)
-        return _dry_run(space, arguments) if arguments.dry_run else _run(space, arguments)
+        name = _command_name(words)
+        command = COMMANDS[name] if name else TUNE
+        return command.run(command.parser(name).parse_args(words[1:] if name else words))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _command_name(words: Sequence[str]) -> str:
+    """Return the command that was called, "" for none; raises UserError for a word that is neither that nor a file."""
+    word = words[0] if words else ""
+    if word in COMMANDS:
+        return word
+    is_word = word.replace("-", "").isalpha() and not word.startswith("-")  # as names of files seldom are
+    if is_word and not Path(word).exists():
+        raise UserError(word, "is neither a command nor a space file", fix=did_you_mean(word, COMMANDS))
+    return ""
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    space = _space(arguments)
+    return _dry_run(space, arguments) if arguments.dry_run else _run(space, arguments)
 
 
 def _space(arguments: argparse.Namespace) -> StudySpace:
@@ -203,9 +126,7 @@ def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
 
     summary = run_study(space, options)
     show(summary, Console())
-    if summary.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT
+    return _exit_code(summary)
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
@@ -220,7 +141,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     console = Console()
     show(summary, console)
     if summary.interrupted:
-        return EXIT_INTERRUPTED
+        return _exit_code(summary)
     comparison = compare(arguments.study, summary.folder)
     console.print(comparison.table())
     console.print(comparison.verdict, markup=False, highlight=False, soft_wrap=True)
@@ -249,6 +170,12 @@ def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
     )
 
 
+def _exit_code(summary: StudySummary) -> int:
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT
+
+
 def show(summary: StudySummary, console: Console) -> None:
     """Print the end of a study: its tables, its folder, the command that opens MLflow's UI."""
 
@@ -271,3 +198,11 @@ def show(summary: StudySummary, console: Console) -> None:
     say(f"study folder: {summary.folder}")
     if summary.ui_command:
         say(f"MLflow: {summary.ui_command}")
+
+
+COMMANDS: dict[str, Command] = {
+    "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
+}
+
+TUNE = Command("run a space file", functools.partial(add_tune, commands=COMMANDS), _tune)
+"""What runs without a command."""

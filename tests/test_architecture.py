@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": {"training", "model", "data", "config"},
     "report": {"study", "training", "model", "data", "config"},
     "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
-    "cli": {"report", "study", "training", "model", "data", "config"},
+    "flags": set(),  # the command line's help: text
+    "cli": {"flags", "report", "study", "training", "model", "data", "config"},
 }
 
 # One trial is a pure function of its configuration: it knows nothing of what schedules, samples, tracks or keeps it.

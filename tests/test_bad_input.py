@@ -19,18 +19,11 @@ import torch
 from safetensors.torch import save_file
 
 from ammpl import cli
+from tests.command_line import SPACE as SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SPACE = """\
-version: 1
-name: small
-fixed: {data.shots: 1, model.mask.scope: task, training.steps: 2}
-parameters:
-  model.mask.temperature: {type: float, low: 0.1, high: 2.0}
-budget: {trials: 2}
-confirm: null
-"""
+SPACE = SMALL + "confirm: null\n"
 TEMPERATURE = "model.mask.temperature: {type: float, low: 0.1, high: 2.0}"
 
 Refused = Callable[..., None]

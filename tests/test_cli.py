@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,7 @@ from ammpl.errors import UserError
 from ammpl.study.space import load_space
 from ammpl.study.summary import Cell, Row, Summary
 from ammpl.study.yaml_file import parse_yaml
-
-SPACE = """\
-version: 1
-name: small
-fixed: {data.shots: 1, model.mask.scope: task, training.steps: 2}
-parameters:
-  model.mask.temperature: {type: float, low: 0.1, high: 2.0}
-budget: {trials: 2}
-"""
+from tests.command_line import SPACE
 
 
 @pytest.fixture
@@ -211,16 +204,61 @@ def test_flags_that_do_not_parse_end_with_code_2(arguments: list[str], capsys: p
     assert "usage: tune.py" in capsys.readouterr().err
 
 
-def test_help_names_every_flag_of_the_interface(capsys: pytest.CaptureFixture[str]) -> None:
+FLAGS = {
+    "--trials", "--time-budget", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--concurrency",
+    "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--set", "--dry-run", "--version",
+    "--help",
+}  # fmt: skip
+OF_A_SPACE = FLAGS - {
+    "--concurrency", "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--help",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "flags"), [([], FLAGS), (["rerun"], FLAGS - OF_A_SPACE)])
+def test_help_fits_a_screen_and_every_flag_has_a_default_or_an_example(
+    words: list[str], flags: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
-        _main("--help")
+        _main(*words, "--help")
     assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 60
+    entries = re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+|STUDY|SPACE.yaml)((?:.*)(?:\n {15,}.*)*)", "\n".join(lines))
+    assert {name for name, _ in entries} >= flags
+    for name, text in entries:
+        told = " ".join(text.split())
+        assert "(default: " in told or "e.g. " in told, name
+
+
+def test_every_command_is_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _main("--help")
     text = capsys.readouterr().out
-    for flag in (
-        "--trials", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--concurrency",
-        "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--set", "--dry-run",
-    ):  # fmt: skip
-        assert f"{flag} " in text or f"{flag}\n" in text
+    assert cli.COMMANDS
+    for name, command in cli.COMMANDS.items():
+        assert re.search(rf"(?m)^  {name} +{re.escape(command.summary)}$", text)
+
+
+def test_a_mistyped_command_is_told_from_a_space_file(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("reurn", "studies/x") == 2
+    assert (
+        capsys.readouterr().err == "error: reurn: is neither a command nor a space file. Fix: did you mean 'rerun'?\n"
+    )
+    assert _main("statistics") == 2
+    assert "statistics: is neither a command nor a space file. Fix: known: " in capsys.readouterr().err
+    Path("reurn").write_text(SPACE)  # a file of that name is a space, with or without an ending
+    assert _main("reurn", "--trials", "0") == 2
+    assert "--trials: must be at least 1" in capsys.readouterr().err
+    assert _main("reurn.yml") == 2
+    assert "reurn.yml: cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_a_space_file_needs_no_command_and_none_is_the_default_one(ran: list[Any], tmp_path: Path) -> None:
+    for words in ([], ["--quiet"], [Path(__file__).parents[1] / "search_spaces" / "default.yaml"]):
+        assert _main(*words) == 0
+    assert [space.name for space, _ in ran] == ["default"] * 3
 
 
 def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,137 @@
+"""The commands' flags and their help: text only. Every flag states its default, an example, or both."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ammpl
+
+DEFAULT_SPACE = Path("search_spaces") / "default.yaml"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word after ``tune.py`` and what it does.
+
+    Attributes:
+        summary: a line in the list of commands.
+        add_flags: gives a parser its arguments and its description.
+        run: takes what was parsed; returns the exit code. What the user can mend is raised as a UserError.
+    """
+
+    summary: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+    def parser(self, name: str = "") -> argparse.ArgumentParser:
+        """Return the command's parser; without a name that of ``tune.py`` alone."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(prog=f"tune.py {name}".rstrip(), formatter_class=formatter, add_help=False)
+        self.add_flags(parser)
+        return parser
+
+
+def add_tune(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
+    """Describe ``tune.py`` without a command, which runs a space file."""
+    parser.usage = "tune.py [SPACE.yaml] [flags], or tune.py COMMAND ..."
+    listed = "\n".join(f"  {name:<20}{command.summary}" for name, command in commands.items())
+    parser.description = (
+        "Search the hyperparameters of a prompt-learning method on a frozen CLIP. Ray\n"
+        "Tune schedules the trials, Optuna samples and prunes them, MLflow tracks them,\n"
+        "Parquet keeps them; the best are confirmed on fresh repeats and tested once.\n\n"
+        f"commands (tune.py COMMAND --help tells more):\n{listed}"
+    )
+    parser.epilog = """\
+examples:
+  python tune.py                                    digits, no download, no GPU
+  python tune.py search_spaces/ablation_mask.yaml   variants on the same repeats
+  python tune.py my.yaml --trials 50 --shots 4 --set training.steps=200
+  python tune.py my.yaml --ray-address 10.0.0.1:6379 --gpus-per-trial 0.5
+
+exit codes: 0 done, 1 no result (no trial completed, or the first five all
+failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
+    parser.add_argument_group("what runs").add_argument(
+        "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"a search or an ablation (default: {DEFAULT_SPACE})"
+    )
+
+    study = parser.add_argument_group("what is studied (default: what the space file says)")
+    study.add_argument("--trials", type=int, metavar="N", help="trials of the search or ablation, e.g. 50")
+    study.add_argument("--time-budget", metavar="TIME", help="no trial of it begins after that time, e.g. 1h30m")
+    study.add_argument("--dataset", metavar="NAME", help="the data set, e.g. digits")
+    study.add_argument("--shots", type=int, metavar="N", help="training images a class, e.g. 4")
+    study.add_argument("--backbone", metavar="NAME", help="a ViT of open_clip, e.g. ViT-B-16, or tiny-glyph")
+    study.add_argument("--pretrained", metavar="TAG", help="its weights: open_clip's tag, e.g. openai, or a file")
+    study.add_argument("--seed", type=int, metavar="N", help="of the sampler and of all trials, e.g. 1")
+    study.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help="any fixed value, e.g. training.steps=200; again for more",
+    )
+    _add_surroundings(parser)
+
+    other = parser.add_argument_group("other")
+    other.add_argument(
+        "--dry-run", action="store_true", help="check all, print the resolved study, run nothing (default: run)"
+    )
+    other.add_argument(
+        "--version",
+        action="version",
+        version=f"tune.py {ammpl.__version__}",
+        help=f"show it, e.g. {ammpl.__version__}",
+    )
+    _add_help(other)
+
+
+def add_rerun(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py rerun``."""
+    parser.usage = "tune.py rerun STUDY [flags]"
+    parser.description = """\
+Repeat a finished study, search or ablation, from the resolved space in its
+folder, then compare every trial's values, old and new. A search gives the same
+trials again only one at a time (--concurrency 1, then and now), because its
+sampler learns from what has ended. A study that had a time budget is repeated
+with the number of trials that had begun, and no time."""
+    parser.epilog = """\
+example:
+  python tune.py rerun studies/default-20260101-120000 --concurrency 1
+
+exit codes: 0 all identical, 1 something differs, 2 something to mend (file,
+flag, disk), 130 interrupted"""
+    parser.add_argument_group("what runs").add_argument(
+        "study", type=Path, metavar="STUDY", help="a finished study's folder, e.g. studies/default-20260101-120000"
+    )
+    _add_surroundings(parser)
+    _add_help(parser.add_argument_group("other"))
+
+
+def _add_surroundings(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide no number."""
+    machine = parser.add_argument_group("where it runs")
+    machine.add_argument(
+        "--concurrency", type=int, metavar="N", help="trials at a time, e.g. 2 (default: as many as fit)"
+    )
+    machine.add_argument(
+        "--gpus-per-trial", type=float, metavar="X", help="e.g. 0.5: two share one (default: 1, or 0 if there is none)"
+    )
+    machine.add_argument(
+        "--ray-address", metavar="ADDR", help="a Ray cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
+    )
+
+    results = parser.add_argument_group("where the results go")
+    results.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: studies/NAME-TIME)")
+    results.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's, e.g. http://10.0.0.1:5000 (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+    results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
+
+
+def _add_help(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-h", "--help", action="help", help="show this, e.g. tune.py rerun --help")
