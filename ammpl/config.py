@@ -49,7 +49,12 @@ class DataConfig(_Config):
         shots: training images a class (the protocol uses 1, 2, 4, 8, 16).
         validation_shots: validation images a class; None is the protocol's min(shots, 4).
         task: ``all`` trains and scores every class; ``base_to_new`` trains on the first half of the labels
-            (rounded up) and tests both halves, each among its own names.
+            (rounded up) and tests both halves, each among its own names; ``pseudo_new`` tunes for that without
+            looking at new classes: some base classes are held out, and validation scores both parts;
+            ``cross_dataset`` and ``domain_generalisation`` train on every class and test on other data sets too.
+        holdout: with ``pseudo_new``, which of the five hold-outs; None takes the data seed modulo five, so that
+            repeats rotate.
+        targets: with the last two tasks, the data sets to test on, joined by commas; None takes the protocol's.
         augmentation: of training images: ``crop_and_mirror`` (the CoOp family's) or ``none``; None takes the data
             set's own: the former for photographs, the latter for the embedded digits.
         skip_broken: leave out pictures that cannot be read, rather than stop.
@@ -58,9 +63,27 @@ class DataConfig(_Config):
     name: str = "digits"
     shots: int = Field(16, ge=1)
     validation_shots: int | None = Field(None, ge=1)
-    task: Literal["all", "base_to_new"] = "all"
+    task: Literal["all", "base_to_new", "pseudo_new", "cross_dataset", "domain_generalisation"] = "all"
+    holdout: int | None = Field(None, ge=0, le=4)
+    targets: str | None = Field(None, min_length=1)
     augmentation: Literal["crop_and_mirror", "none"] | None = None
     skip_broken: bool = False
+
+    @property
+    def transfers(self) -> bool:
+        """Whether other data sets are tested on too."""
+        return self.task in ("cross_dataset", "domain_generalisation")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.holdout is not None and self.task != "pseudo_new":
+            raise ValueError(f"'holdout' goes with 'task: pseudo_new' only, and task is {self.task!r}")
+        if self.targets is not None and not self.transfers:
+            raise ValueError(
+                "'targets' goes with 'task: cross_dataset' or 'task: domain_generalisation' only, and task is "
+                f"{self.task!r}"
+            )
+        return self
 
 
 class TextConfig(_Config):
@@ -275,9 +298,9 @@ class TrialConfig(_Config):
                     f"method {self.method!r} is defined by {name} = {' or '.join(map(repr, allowed))}, "
                     f"got {values[name]!r}: use method 'ammpl' to combine freely"
                 )
-        if self.model.text.context == "class" and self.data.task == "base_to_new":
+        if self.model.text.context == "class" and self.data.task != "all":
             raise ValueError(
-                "model.text.context 'class' has no context for new classes, and data.task is 'base_to_new': "
+                f"model.text.context 'class' has no context for new classes, and data.task is {self.data.task!r}: "
                 "use 'shared'"
             )
         learns_image = self.model.mask.kind in ("learned", "binary") or (

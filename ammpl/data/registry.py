@@ -1,34 +1,65 @@
-"""The data sets by name, and a person's own by folder."""
+"""The data sets by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
 from ammpl.data import digits
+from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.dataset import Dataset
+from ammpl.data.description import Description
 from ammpl.data.home import DataHome
+from ammpl.data.store import Store
+from ammpl.data.stored import dataset_on_disk
 from ammpl.errors import UserError, did_you_mean
 
+Opener = Callable[[DataHome, bool], Dataset]
+"""(where data lie, whether to leave out pictures that cannot be read) -> the data set."""
 
-def registered() -> dict[str, Callable[[DataHome], Dataset]]:
+LONGEST_LIST = 200_000
+"""Pictures; of a longer training list only what a repeat draws is prepared."""
+
+
+def registered() -> dict[str, Opener]:
     """Return the known data sets: name -> how to open it."""
-    return {"digits": lambda home: digits.open_digits()}
+    embedded: dict[str, Opener] = {"digits": lambda home, skip_broken: digits.open_digits()}
+    return embedded | {name: partial(_published, description) for name, description in DESCRIPTIONS.items()}
 
 
 @lru_cache(maxsize=32)
-def open_dataset(name: str, home: DataHome, skip_broken: bool = False) -> Dataset:
+def open_dataset(name: str, home: DataHome, skip_broken: bool = False, field: str = "data.name") -> Dataset:
     """Open a data set by name, once a process. Its lists are read, no picture is decoded.
 
     Args:
         name: a registered name.
         home: where data lie.
         skip_broken: leave out pictures that cannot be read, rather than stop.
+        field: where the name was written, for messages.
 
     Raises:
         UserError: unknown name, or files that are not as they should be.
     """
     known = registered()
     if name not in known:
-        raise UserError("data.name", "unknown data set", got=name, fix=did_you_mean(name, known))
-    return known[name](home)
+        raise UserError(field, "unknown data set", got=name, fix=did_you_mean(name, known))
+    return known[name](home, skip_broken)
+
+
+def _published(description: Description, home: DataHome, skip_broken: bool) -> Dataset:
+    listing = description.read(home.root)
+    warnings = description.warnings(listing)
+    if listing.validation == listing.test:  # ImageNet: tuning would look at the sealed test list
+        note = "validation is drawn from training pictures, as the published validation list is the test list"
+        listing = replace(listing, validation=(), split_source=f"{listing.split_source}; {note}")
+    return dataset_on_disk(
+        description.name,
+        listing,
+        description.template,
+        description.source,
+        Store(home.store),
+        skip_broken=skip_broken,
+        drawn_first=len(listing.train) > LONGEST_LIST,
+        warnings=warnings,
+    )

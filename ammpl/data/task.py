@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,24 @@ from ammpl.data.transform import AUGMENTATION, ImageTransform
 from ammpl.errors import UserError
 
 PROTOCOL_VALIDATION_SHOTS = 4
+HOLDOUTS = 5
+"""Of pseudo-new validation: fewer would make the choice depend on a class or two."""
+TARGETS = {
+    "cross_dataset": (
+        "caltech101",
+        "oxford_pets",
+        "stanford_cars",
+        "oxford_flowers",
+        "food101",
+        "fgvc_aircraft",
+        "sun397",
+        "dtd",
+        "eurosat",
+        "ucf101",
+    ),
+    "domain_generalisation": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
+}
+"""What the protocol tests a model on that was trained on ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +52,14 @@ class Task:
         dataset: what they were drawn from.
         train: the few shots; :class:`Originals` where training crops at random.
         validation: what tuning may look at.
+        pseudo_new: validation images of the base classes that were held out, among their own names; else None.
         transform: of the backbone.
     """
 
     dataset: Dataset
     train: Split
     validation: Split
+    pseudo_new: Split | None
     transform: ImageTransform
 
     @property
@@ -66,10 +86,35 @@ class Task:
         }
 
 
+def crops(config: DataConfig, dataset: Dataset) -> bool:
+    """Return whether training crops and mirrors at random."""
+    return dataset.augmented if config.augmentation is None else config.augmentation == "crop_and_mirror"
+
+
 def base_and_new(class_count: int) -> tuple[list[int], list[int]]:
     """Split labels into base (first half, rounded up) and new, as CoCoOp does."""
     half = -(-class_count // 2)
     return list(range(half)), list(range(half, class_count))
+
+
+def hold_out(class_count: int, holdout: int) -> tuple[list[int], list[int]]:
+    """Split the base labels 0, 1, ... into kept ones and held-out ones: a fifth, at least two, beside each other.
+
+    Args:
+        class_count: of base classes.
+        holdout: 0 to HOLDOUTS - 1; together they hold out every label, the last one may go on at the first.
+
+    Raises:
+        UserError: fewer than five base classes: two would not be left on both sides, five times differently.
+    """
+    if class_count < HOLDOUTS:
+        raise UserError(
+            "data.task", f"'pseudo_new' needs {HOLDOUTS} base classes or more", got=class_count, fix="base_to_new"
+        )
+    start, end = holdout * class_count // HOLDOUTS, (holdout + 1) * class_count // HOLDOUTS
+    width = max(2, end - start)
+    held_out = {(start + offset) % class_count for offset in range(width)}
+    return [label for label in range(class_count) if label not in held_out], sorted(held_out)
 
 
 def sample_shots(labels: Tensor, shots: int, stream: random.Random) -> list[int]:
@@ -105,10 +150,9 @@ def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: Da
     dataset = open_dataset(config.name, home, config.skip_broken)
     if not len(dataset.train.labels):
         raise UserError("data.name", "has a test list only, nothing to train on", got=config.name)
-    augmented = dataset.augmented if config.augmentation is None else config.augmentation == "crop_and_mirror"
     stream = random.Random(seed)
 
-    labels, choose = _pool(dataset.train, transform, originals=augmented)
+    labels, choose = _pool(dataset.train, transform, originals=crops(config, dataset))
     _check_shots(dataset, labels, "data.shots", config.shots, config)
     drawn = sample_shots(labels, config.shots, stream)
     train = choose(drawn)
@@ -125,10 +169,16 @@ def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: Da
     rows = unused.nonzero()[:, 0]
     validation = choose(rows[sample_shots(labels[unused], shots, stream)].tolist())
 
-    if config.task == "base_to_new":
+    pseudo_new = None
+    if config.task in ("base_to_new", "pseudo_new"):
         base, _ = base_and_new(len(dataset.class_names))
+        if config.task == "pseudo_new":
+            base, held_out = hold_out(len(base), seed % HOLDOUTS if config.holdout is None else config.holdout)
+            pseudo_new = validation.of_classes(held_out)
         train, validation = train.of_classes(base), validation.of_classes(base)
-    return Task(dataset, train, validation, transform)
+    for target in target_names(config):  # what is missing there should not be found out after the training
+        open_dataset(target, home, config.skip_broken, "data.targets")
+    return Task(dataset, train, validation, pseudo_new, transform)
 
 
 def _pool(
@@ -156,12 +206,39 @@ def _check_shots(dataset: Dataset, labels: Tensor, field: str, shots: int, confi
         )
 
 
+def target_names(config: DataConfig) -> tuple[str, ...]:
+    """Return the other data sets that a configuration is tested on."""
+    if not config.transfers:
+        return ()
+    if config.targets is None:
+        return TARGETS[config.task]
+    return tuple(name.strip() for name in config.targets.split(","))
+
+
+class TestList(NamedTuple):
+    """A sealed test list, opened, and the zero-shot sentence of its data set."""
+
+    split: Split
+    template: str
+
+
 @lru_cache(maxsize=2)
-def load_test(config: DataConfig, transform: ImageTransform, home: DataHome) -> dict[str, Split]:
-    """Open the sealed test list: ``{"": all}``, or ``{"base": ..., "new": ...}`` each among its own names."""
-    dataset = open_dataset(config.name, home, config.skip_broken)
-    test = dataset.open_test().open(transform)
-    if config.task == "all":
-        return {"": test}
-    base, new = base_and_new(len(dataset.class_names))
-    return {"base": test.of_classes(base), "new": test.of_classes(new)}
+def load_test(config: DataConfig, transform: ImageTransform, home: DataHome) -> dict[str, TestList]:
+    """Open the sealed test lists.
+
+    Returns:
+        ``{"": all}``; or ``{"base": ..., "new": ...}``, each among its own names; or ``""`` and every target by name.
+    """
+
+    def opened(name: str, field: str) -> TestList:
+        dataset = open_dataset(name, home, config.skip_broken, field)
+        return TestList(dataset.open_test().open(transform), dataset.template)
+
+    own = opened(config.name, "data.name")
+    if config.task in ("base_to_new", "pseudo_new"):
+        base, new = base_and_new(len(own.split.class_names))
+        return {
+            "base": own._replace(split=own.split.of_classes(base)),
+            "new": own._replace(split=own.split.of_classes(new)),
+        }
+    return {"": own, **{name: opened(name, "data.targets") for name in target_names(config)}}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ammpl.config import TrialConfig
+from ammpl.data.home import DataHome
 from ammpl.study.trial import Execute, Trial
 
 
@@ -76,16 +77,22 @@ class Attempt:
         return time.perf_counter() - self._start
 
 
-def execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train a trial of the search or the confirmation; score one of the test phase on the sealed split."""
+def execute(trial: Trial, folder: Path, home: DataHome | None = None) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train a trial of the search or the confirmation; score one of the test phase on the sealed split.
+
+    Args:
+        trial: what to run.
+        folder: the trial's own.
+        home: where data lie; None takes the worker's environment's.
+    """
     from ammpl.training import run  # imports torch: here, in the worker, and not in the driver
 
     if trial.phase == "test":
-        return run.test(trial.config, trial.learnables, folder)
-    return run.train(trial.config, folder)
+        return run.test(trial.config, trial.learnables, folder, home)
+    return run.train(trial.config, folder, home)
 
 
-def prepare(configs: Sequence[TrialConfig]) -> None:
+def prepare(configs: Sequence[TrialConfig], home: DataHome | None = None) -> None:
     """Load what trials of these configurations need; later trials of this process find it loaded.
 
     Raises:
@@ -94,4 +101,4 @@ def prepare(configs: Sequence[TrialConfig]) -> None:
     from ammpl.training import run
 
     for config in configs:
-        run.preflight(config)
+        run.preflight(config, home)

@@ -49,6 +49,16 @@ def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
     return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
 
 
+def harmonic_mean(base: float, new: float) -> float:
+    """Return H = 2 base new / (base + new), 0 where either is."""
+    return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
+
+
+def above_chance(accuracy: float, classes: int) -> float:
+    """Return (accuracy - 1/C) / (1 - 1/C): 0 for guessing among C classes, 1 for all correct; not below 0."""
+    return max(0.0, (accuracy - 1 / classes) / (1 - 1 / classes))
+
+
 @torch.no_grad()
 def diagnostics(model: AMMPL) -> dict[str, float]:
     """Return how the image prompt stands; empty without one.

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
-from ammpl.data.task import Task, load_task, load_test
+from ammpl.data.task import Task, load_task, load_test, target_names
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.training import checkpoint
-from ammpl.training.evaluation import diagnostics, evaluate, patches, pooled_features
+from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean, patches, pooled_features
 from ammpl.training.figures import draw_masks
 from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
 
@@ -73,7 +73,7 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
     if config.training.steps != 0:
         yield from _optimize(config, model, task)
     else:
-        yield 0, {**_named("validation", evaluate(model, task.validation)), **diagnostics(model)}
+        yield 0, {**_validate(model, task), **diagnostics(model)}
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -93,21 +93,29 @@ def test(
         home: where data lie; None takes the environment's.
 
     Yields:
-        Once, (0, metrics): ``test/accuracy``; with ``base_to_new``, ``test/base_accuracy``, ``test/new_accuracy``
-        and their ``test/harmonic_mean``.
+        Once, (0, metrics): ``test/accuracy``; with ``base_to_new`` and ``pseudo_new``, ``test/base_accuracy``,
+        ``test/new_accuracy`` and their ``test/harmonic_mean``; with targets, ``test/<name>_accuracy`` of each and
+        ``test/target_accuracy``, their plain mean, in addition.
     """
+    if config.data.task == "pseudo_new":
+        # The held-out classes have served to choose; what is tested is trained on all base classes, once more.
+        config = config.with_values({"data.task": "base_to_new", "data.holdout": None})
+        for _ in train(config, folder, home):
+            pass
+        learnables = folder / checkpoint.FILE if config.training.steps != 0 else None
     backbone, task = _open(config, home)
-    model = _model(config, backbone, task)
-    if learnables is not None:
-        checkpoint.load_learnables(model, learnables)
-    splits = load_test(config.data, image_transform(backbone.preprocessing), home or DataHome())
     metrics: dict[str, float] = {}
-    for name, split in splits.items():
+    for name, (split, template) in load_test(config.data, task.transform, home or DataHome()).items():
+        model = _model(config, backbone, task, template)
+        if learnables is not None:
+            checkpoint.load_learnables(model, learnables)
         scores = evaluate(model, split)
         metrics.update({f"test/{name}_{key}" if name else f"test/{key}": value for key, value in scores.items()})
-    if "base" in splits:
+    if "test/base_accuracy" in metrics:
         base, new = metrics["test/base_accuracy"], metrics["test/new_accuracy"]
-        metrics["test/harmonic_mean"] = 2 * base * new / (base + new) if base + new else 0.0
+        metrics["test/harmonic_mean"] = harmonic_mean(base, new)
+    if targets := target_names(config.data):
+        metrics["test/target_accuracy"] = sum(metrics[f"test/{name}_accuracy"] for name in targets) / len(targets)
     yield 0, metrics
 
 
@@ -124,8 +132,8 @@ def _open(config: TrialConfig, home: DataHome | None) -> tuple[Backbone, Task]:
     return backbone, load_task(config.data, config.seeds.data, transform, home or DataHome())
 
 
-def _model(config: TrialConfig, backbone: Backbone, task: Task) -> AMMPL:
-    names, template = task.train.class_names, task.dataset.template
+def _model(config: TrialConfig, backbone: Backbone, task: Task, template: str | None = None) -> AMMPL:
+    names, template = task.train.class_names, template or task.dataset.template
     # The mean colour may cost a pass over the data: only where it is used.
     color = {"mean_pixel": task.mean_color()} if config.model.padding.content == "mean" else {}
     return AMMPL(config.model, backbone, names, config.seeds, template, **color)
@@ -158,7 +166,7 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[i
             metrics = {
                 "train/loss": sum(losses) / len(losses),
                 "train/gradient_norm": sum(gradient_norms) / len(gradient_norms),
-                **_named("validation", evaluate(model, task.validation)),
+                **_validate(model, task),
                 **diagnostics(model),
             }
             losses, gradient_norms = [], []
@@ -180,5 +188,19 @@ def _loss(
     return F.cross_entropy(logits_BC.float(), task.train.labels[chosen].to(logits_BC.device))
 
 
-def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+def _validate(model: AMMPL, task: Task) -> dict[str, float]:
+    """Return what tuning may know of a model.
+
+    ``validation/accuracy`` and ``validation/loss``; with held-out classes, in addition ``validation/new_accuracy``,
+    theirs among their own names, and ``validation/harmonic_mean`` of the two accuracies above chance,
+    (accuracy - 1/C) / (1 - 1/C): a few classes among themselves are easier than many.
+    """
+    metrics = {f"validation/{name}": value for name, value in evaluate(model, task.validation).items()}
+    if task.pseudo_new is not None:
+        new = evaluate(model, task.pseudo_new)["accuracy"]
+        metrics["validation/new_accuracy"] = new
+        metrics["validation/harmonic_mean"] = harmonic_mean(
+            above_chance(metrics["validation/accuracy"], len(task.validation.class_names)),
+            above_chance(new, len(task.pseudo_new.class_names)),
+        )
+    return metrics

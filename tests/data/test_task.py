@@ -10,7 +10,7 @@ from ammpl.config import DataConfig
 from ammpl.data.dataset import MemoryPictures
 from ammpl.data.home import DataHome
 from ammpl.data.registry import open_dataset
-from ammpl.data.task import base_and_new, load_task, load_test, sample_shots
+from ammpl.data.task import HOLDOUTS, base_and_new, hold_out, load_task, load_test, sample_shots
 from ammpl.data.transform import ImageTransform
 from ammpl.errors import UserError
 
@@ -81,7 +81,7 @@ def test_base_and_new_classes():
     # The images are those of the all-class sample with the same seed.
     everything = load_task(DataConfig(shots=2), 1, FORM, HOME).train
     assert torch.equal(task.train.pixels(), everything.of_classes([0, 1, 2, 3, 4]).pixels())
-    test = load_test(config, FORM, HOME)
+    test = {name: found.split for name, found in load_test(config, FORM, HOME).items()}
     assert test["new"].class_names == ("five", "six", "seven", "eight", "nine")
     assert sorted(test["new"].labels.unique().tolist()) == [0, 1, 2, 3, 4]
     assert len(test["base"]) + len(test["new"]) == 897
@@ -103,3 +103,35 @@ def test_images_are_resized_for_other_backbones():
 def test_impossible_tasks_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         load_task(DataConfig(**values), 1, FORM, HOME)
+
+
+def test_each_hold_out_leaves_classes_on_both_sides_and_they_differ():
+    for count in (5, 6, 10, 19, 51, 199):
+        seen = set()
+        for holdout in range(HOLDOUTS):
+            kept, held_out = hold_out(count, holdout)
+            assert sorted(kept + held_out) == list(range(count))
+            assert len(kept) >= 2 and len(held_out) >= max(2, count // 5)
+            seen.add(tuple(held_out))
+        assert len(seen) == HOLDOUTS
+        assert set().union(*seen) == set(range(count))
+    with pytest.raises(UserError, match="data.task: 'pseudo_new' needs 5 base classes or more, got 4"):
+        hold_out(4, 0)
+
+
+def test_pseudo_new_validation_never_touches_new_classes_and_rotates_with_the_repeat():
+    seen = []
+    for seed in range(1, 6):
+        task = load_task(DataConfig(task="pseudo_new", shots=2), seed, FORM, HOME)
+        assert task.pseudo_new is not None
+        names = task.train.class_names + task.pseudo_new.class_names
+        assert sorted(names) == sorted(("zero", "one", "two", "three", "four"))
+        assert task.validation.class_names == task.train.class_names
+        seen.append(task.pseudo_new.class_names)
+        # The pictures are those of base-to-new with the same seed.
+        base = load_task(DataConfig(task="base_to_new", shots=2), seed, FORM, HOME).train
+        kept = base.of_classes([base.class_names.index(name) for name in task.train.class_names])
+        assert torch.equal(task.train.pixels(), kept.pixels())
+    assert len(set(seen)) == 5
+    fixed = load_task(DataConfig(task="pseudo_new", shots=2, holdout=0), 3, FORM, HOME).pseudo_new
+    assert fixed is not None and fixed.class_names == ("zero", "one")

@@ -144,7 +144,7 @@ def noisy_ring(monkeypatch):
     opened = Dataset(
         "noisy-ring", digits.NAMES, pool, validation, lambda: validation, "a photo of a {}.", "made by a test"
     )
-    monkeypatch.setattr(registry, "registered", lambda: {"noisy-ring": lambda home: opened})
+    monkeypatch.setattr(registry, "registered", lambda: {"noisy-ring": lambda home, skip_broken: opened})
     registry.open_dataset.cache_clear()
     yield ring
     registry.open_dataset.cache_clear()

@@ -1,0 +1,232 @@
+"""Trials on data sets in the published formats, through the store, with a small random backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from ammpl.config import resolve
+from ammpl.data.home import DataHome
+from ammpl.data.registry import open_dataset
+from ammpl.data.task import load_task, load_test
+from ammpl.data.transform import ImageTransform
+from ammpl.errors import UserError
+from ammpl.model.backbone import load_backbone, load_preprocessing
+from ammpl.training import prepare, run
+
+VIT = "ViT-small-test"
+NAMES = ("annual crop land", "forest", "river", "sea or lake", "highway", "pasture", "town")
+PER_CLASS = {"train": 3, "val": 2, "test": 2}
+VALUES = {
+    "backbone.name": VIT,
+    "backbone.pretrained": "random",
+    "data.name": "eurosat",
+    "data.shots": 2,
+    "model.mask.scope": "task",
+    "training.steps": 3,
+    "training.batch_size": 4,
+    "training.evaluate_every": 3,
+}
+
+
+def write_published(root: Path, folder: str, images: str, split_file: str, names: tuple[str, ...]) -> None:
+    """Write a data set with its split file; every picture has a size and a pattern of its own."""
+    split: dict[str, list[list[object]]] = {part: [] for part in PER_CLASS}
+    for label, name in enumerate(names):
+        for part, count in PER_CLASS.items():
+            for number in range(count):
+                path = f"{name}/{part}_{number}.jpg"
+                (root / folder / images / name).mkdir(parents=True, exist_ok=True)
+                stream = np.random.default_rng([label, number, len(part)])
+                small = stream.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+                size = (40 + 3 * label, 48 - 2 * number)
+                Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(root / folder / images / path)
+                split[part].append([path, label, name])
+    (root / folder / split_file).write_text(json.dumps(split))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    write_published(folder / "data", "eurosat", "2750", "split_zhou_EuroSAT.json", NAMES)
+    write_published(folder / "data", "dtd", "images", "split_zhou_DescribableTextures.json", ("banded", "river"))
+    return DataHome(folder / "data", folder / "store")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_vit():
+    architecture = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(open_clip.factory._MODEL_CONFIGS, VIT, architecture)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("ammpl", {}),
+        ("ammpl", {"model.padding.content": "mean", "model.interaction.direction": "none"}),
+        ("ammpl", {"data.augmentation": "none"}),
+        ("cocoop", {"training.batch_size": 2}),
+        ("coop", {"model.text.length": 4}),
+    ],
+)
+def test_a_trial_is_a_pure_function_of_its_config(method, values, home, tmp_path):
+    model = {} if method == "ammpl" else {"model.mask.scope": None}
+    chosen = {name: value for name, value in {**VALUES, **model, **values}.items() if value is not None}
+    config = resolve(method, chosen)
+    ((step, metrics),) = run.train(config, tmp_path / "a", home)
+    assert step == 3 and 0 <= metrics["validation/accuracy"] <= 1
+    assert [(step, metrics)] == list(run.train(config, tmp_path / "b", home))
+    assert (tmp_path / "a/learnables.safetensors").read_bytes() == (tmp_path / "b/learnables.safetensors").read_bytes()
+    record = json.loads((tmp_path / "a/data.json").read_text())
+    assert record["dataset"] == "eurosat" and record["split"] == "split_zhou_EuroSAT.json"
+    assert record["transform"]["size"] == 32 and record["train_images"] == 14
+    assert (record["augmentation"] is None) == (values.get("data.augmentation") == "none")
+    assert "EuroSAT: train: 21 found, 13500 expected" in record["warnings"]
+    ((_, tested),) = run.test(config, tmp_path / "a/learnables.safetensors", tmp_path, home)
+    assert tested["test/accuracy"] * 14 == pytest.approx(round(tested["test/accuracy"] * 14))
+
+
+def test_crops_change_what_is_learned(home, tmp_path):
+    for augmentation in ("crop_and_mirror", "none"):
+        list(run.train(resolve("ammpl", VALUES | {"data.augmentation": augmentation}), tmp_path / augmentation, home))
+    one, other = ((tmp_path / name / "learnables.safetensors").read_bytes() for name in ("crop_and_mirror", "none"))
+    assert one != other
+
+
+def test_transfer_scores_every_target_among_its_own_names(home, tmp_path):
+    config = resolve("ammpl", VALUES | {"data.task": "cross_dataset", "data.targets": "dtd, eurosat"})
+    list(run.train(config, tmp_path, home))
+    ((_, metrics),) = run.test(config, tmp_path / "learnables.safetensors", tmp_path, home)
+    assert metrics["test/eurosat_accuracy"] == metrics["test/accuracy"]
+    assert metrics["test/target_accuracy"] == (metrics["test/dtd_accuracy"] + metrics["test/eurosat_accuracy"]) / 2
+    lists = load_test(config.data, ImageTransform(32), home)
+    assert lists["dtd"].split.class_names == ("banded", "river") and lists["dtd"].template == "{} texture."
+
+
+def test_zero_shot_reads_every_target_with_its_own_sentence(home, tmp_path):
+    values = {name: value for name, value in VALUES.items() if name.startswith(("backbone", "data"))}
+    there = resolve("zero_shot", values | {"data.name": "dtd"})
+    from_here = resolve("zero_shot", values | {"data.task": "cross_dataset", "data.targets": "dtd"})
+    ((_, expected),) = run.test(there, None, tmp_path, home)
+    ((_, found),) = run.test(from_here, None, tmp_path, home)
+    assert found["test/dtd_loss"] == expected["test/loss"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data.targets": "dtb"}, "data.targets: unknown data set, got 'dtb'. Fix: did you mean 'dtd'?"),
+        ({}, "Caltech101 in .*missing. Expected there"),
+    ],
+)
+def test_targets_are_looked_for_before_any_training(values, message, home):
+    with pytest.raises(UserError, match=message):
+        run.preflight(resolve("ammpl", VALUES | {"data.task": "cross_dataset"} | values), home)
+
+
+def test_pseudo_new_is_tuned_without_new_classes_and_tested_as_base_to_new(home, tmp_path):
+    write_published(home.root, "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", tuple("abcdefghij"))
+    values = VALUES | {"data.name": "ucf101", "data.task": "pseudo_new"}
+    config = resolve("ammpl", values)
+    ((_, metrics),) = run.train(config, tmp_path / "tuned", home)
+    base, new = metrics["validation/accuracy"], metrics["validation/new_accuracy"]
+    above = [max(0, (base - 1 / 3) / (2 / 3)), max(0, (new - 1 / 2) / (1 / 2))]
+    expected = 2 * above[0] * above[1] / sum(above) if all(above) else 0
+    assert metrics["validation/harmonic_mean"] == pytest.approx(expected)
+    ((_, tested),) = run.test(config, tmp_path / "tuned/learnables.safetensors", tmp_path / "test", home)
+    published = resolve("ammpl", values | {"data.task": "base_to_new"})
+    list(run.train(published, tmp_path / "base", home))
+    assert [(0, tested)] == list(run.test(published, tmp_path / "base/learnables.safetensors", tmp_path, home))
+
+
+def test_long_training_lists_are_drawn_from_first(home, monkeypatch, tmp_path):
+    from ammpl.data import registry
+
+    whole = load_task(resolve("ammpl", VALUES).data, 1, ImageTransform(32), home)
+    open_dataset.cache_clear()
+    load_task.cache_clear()
+    monkeypatch.setattr(registry, "LONGEST_LIST", 0)
+    elsewhere = DataHome(home.root, tmp_path)
+    drawn = load_task(resolve("ammpl", VALUES).data, 1, ImageTransform(32), elsewhere)
+    assert torch.equal(drawn.train.pixels(), whole.train.pixels())
+    assert torch.equal(drawn.validation.pixels(), whole.validation.pixels())
+    assert not list(tmp_path.glob("eurosat/train/*.arrow")) and list(tmp_path.glob("eurosat/train-drawn/*.arrow"))
+    open_dataset.cache_clear()
+    load_task.cache_clear()
+
+
+def test_imagenet_is_not_tuned_on_its_test_list(tmp_path):
+    """The published validation list is the test list."""
+    root = tmp_path / "data/imagenet"
+    (root / "images").mkdir(parents=True)
+    ids = [f"n0000000{number}" for number in range(3)]
+    (root / "classnames.txt").write_text("".join(f"{wnid} name {wnid[-1]}\n" for wnid in ids))
+    for part, count in (("train", 6), ("val", 2)):
+        for label, wnid in enumerate(ids):
+            (root / "images" / part / wnid).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((33, 35, 3), 10 * number + 60 * label + (5 if part == "val" else 0), np.uint8)
+                Image.fromarray(pixels).save(root / "images" / part / wnid / f"{wnid}_{number}.JPEG")
+    home = DataHome(tmp_path / "data", tmp_path / "store")
+    config = resolve("ammpl", VALUES | {"data.name": "imagenet", "data.validation_shots": 3})
+    task = load_task(config.data, 1, ImageTransform(32), home)
+    drawn = [{(int(image.float().mean()), int(label)) for image, label in zip(s.pixels(), s.labels, strict=True)}
+             for s in (task.train, task.validation)]  # fmt: skip
+    assert len(drawn[0]) == 6 and len(drawn[1]) == 9 and not drawn[0] & drawn[1]
+    assert all(value % 10 == 0 or value % 10 == 9 for value, _ in drawn[0] | drawn[1])  # none of val's
+    with pytest.raises(UserError, match=r"data.validation_shots: class .* has 4 images there, got 5"):
+        load_task(config.data.model_copy(update={"validation_shots": 5}), 1, ImageTransform(32), home)
+
+
+def test_prepare_makes_all_that_trials_read(home, tmp_path):
+    elsewhere = DataHome(home.root, tmp_path / "store")
+    config = resolve("ammpl", VALUES | {"data.task": "cross_dataset", "data.targets": "dtd"})
+    told: dict[str, int] = {}
+
+    def bar(part):
+        name = f"{part.dataset.name}/{part.name}"
+        told[name] = 0
+        return lambda done: told.update({name: told[name] + done})
+
+    prepare.prepare(config, elsewhere, bar)
+    assert told == {"eurosat/train": 21, "eurosat/validation": 14, "eurosat/test": 14, "dtd/test": 4}
+    before = {path: path.stat().st_mtime_ns for path in elsewhere.store.rglob("*.arrow")}
+    list(run.train(config, tmp_path / "trial", elsewhere))
+    list(run.test(config, tmp_path / "trial/learnables.safetensors", tmp_path, elsewhere))
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.store.rglob("*.arrow")} == before
+
+
+@pytest.mark.parametrize(("name", "tag"), [("tiny-glyph", None), (VIT, "random")])
+def test_preprocessing_is_known_without_the_weights(name, tag):
+    config = resolve("ammpl", {"backbone.name": name, "backbone.pretrained": tag}).backbone
+    assert load_preprocessing(config) == load_backbone(config).preprocessing
+    siglip = config.model_copy(update={"name": "ViT-B-16-SigLIP", "pretrained": "webli"})
+    assert load_preprocessing(siglip).resize_mode == "squash"
+
+
+def test_broken_pictures_stop_a_trial_unless_it_may_do_without_them(tmp_path):
+    write_published(tmp_path, "dtd", "images", "split_zhou_DescribableTextures.json", ("banded", "river"))
+    (tmp_path / "dtd/images/river/train_1.jpg").write_bytes(b"")
+    (tmp_path / "dtd/images/banded/test_0.jpg").unlink()
+    home = DataHome(tmp_path, tmp_path / "store")
+    values = VALUES | {"data.name": "dtd", "data.shots": 3}
+    with pytest.raises(UserError, match=r"1 of 6 pictures cannot be read:\n  river/train_1.jpg: the file is empty"):
+        run.preflight(resolve("ammpl", values), home)
+    config = resolve("ammpl", values | {"data.skip_broken": True})
+    task = load_task(config.data, 1, ImageTransform(32), home)
+    assert torch.bincount(task.train.labels).tolist() == [3, 2]
+    ((_, metrics),) = run.test(resolve("zero_shot", {**dict(list(values.items())[:4]), "data.skip_broken": True}),
+                               None, tmp_path, home)  # fmt: skip
+    assert metrics["test/accuracy"] * 3 == pytest.approx(round(metrics["test/accuracy"] * 3))
