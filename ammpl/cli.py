@@ -17,7 +17,7 @@ from ammpl.flags import DEFAULT_SPACE, Command, add_rerun, add_tune
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
-from ammpl.study.yaml_file import dump_yaml, parse_yaml
+from ammpl.yaml_file import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from ammpl.study.study import Options

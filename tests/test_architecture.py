@@ -15,15 +15,16 @@ PACKAGE = Path(__file__).parents[1] / "ammpl"
 # What each part of the package may import from the others, besides errors, which are everybody's.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "yaml_file": set(),
     "config": set(),
     "model": {"config"},
-    "data": {"config"},
+    "data": {"config", "yaml_file"},
     "training": {"model", "data", "config"},
-    "study": {"training", "model", "data", "config"},
+    "study": {"training", "model", "data", "config", "yaml_file"},
     "report": {"study", "training", "model", "data", "config"},
     "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
     "flags": set(),  # the command line's help: text
-    "cli": {"flags", "report", "study", "training", "model", "data", "config"},
+    "cli": {"flags", "report", "study", "training", "model", "data", "config", "yaml_file"},
 }
 
 # One trial is a pure function of its configuration: it knows nothing of what schedules, samples, tracks or keeps it.

@@ -12,7 +12,7 @@ from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.study.space import load_space
 from ammpl.study.summary import Cell, Row, Summary
-from ammpl.study.yaml_file import parse_yaml
+from ammpl.yaml_file import parse_yaml
 from tests.command_line import SPACE
 
 

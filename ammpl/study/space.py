@@ -21,7 +21,7 @@ from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
 from ammpl.study.pruners import PRUNERS, MedianPruner, Pruner
 from ammpl.study.samplers import SAMPLERS, Sampler, TpeSampler, check_sampler
-from ammpl.study.yaml_file import read_yaml
+from ammpl.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
 DEFAULT_TRIALS = 24  # of a search whose file sets no budget

@@ -9,7 +9,7 @@ from typing import Any
 from ammpl.errors import UserError, did_you_mean
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
 from ammpl.study.space import SearchSpace, parse_space
-from ammpl.study.yaml_file import read_yaml
+from ammpl.yaml_file import read_yaml
 
 StudySpace = SearchSpace | AblationSpace
 

@@ -35,7 +35,7 @@ from ammpl.study.tracking import MLflowTracker
 from ammpl.study.trial import Execute, Observer
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
-from ammpl.study.yaml_file import dump_yaml
+from ammpl.yaml_file import dump_yaml
 
 _ELSEWHERE = "free some space, or name a folder elsewhere with --output"
 

@@ -22,7 +22,7 @@ from ammpl.study.observers import Observers
 from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import State, Trial
-from ammpl.study.yaml_file import dump_yaml, parse_yaml
+from ammpl.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import Clock, Recorder, run_inline
 
 KIND, RATE = "model.mask.kind", "model.mask.keep_rate"

@@ -22,7 +22,7 @@ from ammpl.study.space_file import StudySpace
 from ammpl.study.study import Options
 from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
-from ammpl.study.yaml_file import dump_yaml
+from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import Clock, execute, run_inline, small_space
 
 Evaluations = Iterator[tuple[int, dict[str, float]]]

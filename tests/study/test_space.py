@@ -14,7 +14,7 @@ from ammpl.study.pruners import MedianPruner, PatientPruner
 from ammpl.study.samplers import TpeSampler
 from ammpl.study.space import SearchSpace, parse_space
 from ammpl.study.space_file import parse_study_space, read_space
-from ammpl.study.yaml_file import dump_yaml, parse_yaml
+from ammpl.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import DEPTH, MULTIPLIER, TEMPERATURE, WIDTH, small_space
 
 ROOT = Path(__file__).resolve().parents[2]

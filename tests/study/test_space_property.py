@@ -21,7 +21,7 @@ from ammpl.study.pruners import PRUNERS
 from ammpl.study.samplers import SAMPLERS
 from ammpl.study.space import SearchSpace
 from ammpl.study.space_file import parse_study_space
-from ammpl.study.yaml_file import dump_yaml, parse_yaml
+from ammpl.yaml_file import dump_yaml, parse_yaml
 
 EXAMPLES = int(os.environ.get("AMMPL_EXAMPLES", "100"))
 files = settings(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.yaml_file import LARGEST_FILE, dump_yaml, parse_yaml, read_yaml
+from ammpl.yaml_file import LARGEST_FILE, dump_yaml, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(
