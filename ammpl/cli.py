@@ -109,7 +109,8 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    from ammpl.study.study import check_output, configurations
+    from ammpl.study.folder import check_output
+    from ammpl.study.study import configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
     check_output(arguments.output)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import ray
@@ -25,6 +23,7 @@ from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.ablation_summary import summarize_study
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
+from ammpl.study.folder import check_output, create_folder, write_text
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.ray_engine import run_plan
@@ -36,8 +35,6 @@ from ammpl.study.trial import Execute, Observer
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
 from ammpl.yaml_file import dump_yaml
-
-_ELSEWHERE = "free some space, or name a folder elsewhere with --output"
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,9 @@ class _Session:
             UserError: the tracking store cannot be used.
         """
         space, folder = self._space, self._folder
-        _write(folder / "study.yaml", dump_yaml(space.resolved()))
+        write_text(folder / "study.yaml", dump_yaml(space.resolved()))
         environment = describe_environment(ray.cluster_resources(), sys.argv)
-        _write(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         commit = environment["code"].get("commit")
         self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
         self._observers = Observers([Records(folder, space)])
@@ -152,7 +149,7 @@ class _Session:
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
         lacking = []  # at the end a full disk must not take the result from the screen
         files: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: _write(path, json.dumps(summary.as_dict(), indent=2) + "\n")
+            "summary.json": lambda path: write_text(path, json.dumps(summary.as_dict(), indent=2) + "\n")
         }
         if isinstance(self._plan, Plan):
             files["optuna.sqlite3"] = self._plan.search.save
@@ -184,44 +181,6 @@ def configurations(space: StudySpace) -> list[TrialConfig]:
     return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
 
 
-def check_output(output: Path | None) -> None:
-    """Raise UserError if a study folder exists already; one is never overwritten."""
-    if output is None:
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(
-            "--output", "exists already, and a study never overwrites", got=str(output), fix="name another"
-        )
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "it may not be written to" if there.is_dir() else "it is a file"
-        raise UserError("--output", f"cannot be created below {there} ({problem})", got=str(output), fix=_ELSEWHERE)
-
-
-def create_folder(name: str, output: Path | None) -> Path:
-    """Create and return the study folder.
-
-    Raises:
-        UserError: it exists already, or cannot be created.
-    """
-    check_output(output)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = output or Path("studies") / f"{name}-{stamp}"
-    try:
-        if output is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        for attempt in range(2, 1000):
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:  # another study of that name, in the same second
-                folder = folder.with_name(f"{name}-{stamp}-{attempt}")
-    except OSError as error:
-        raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder), fix=_ELSEWHERE) from None
-    return folder
-
-
 def _tracker(space: StudySpace, folder: Path, options: Options, commit: str | None) -> MLflowTracker:
     tags = {"method": space.method, "kind": space.kind}
     if isinstance(space, AblationSpace):
@@ -240,18 +199,3 @@ def _tracker(space: StudySpace, folder: Path, options: Options, commit: str | No
     )
     tracker.check()
     return tracker
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        UserError: it cannot be written, as on a full disk.
-    """
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(str(path), f"cannot be written ({error.strerror})", fix=_ELSEWHERE) from None

@@ -1,0 +1,75 @@
+"""The folder of a study: made once, for one study, never overwritten; files in it appear whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from ammpl.errors import UserError
+
+ELSEWHERE = "free some space, or name a folder elsewhere with --output"
+_TAKEN = "exists already, and a study never overwrites"
+
+
+def check_output(output: Path | None) -> None:
+    """Raise UserError if a study folder exists already; one is never overwritten."""
+    if output is None:
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError("--output", _TAKEN, got=str(output), fix="name another")
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "it may not be written to" if there.is_dir() else "it is a file"
+        raise UserError("--output", f"cannot be created below {there} ({problem})", got=str(output), fix=ELSEWHERE)
+
+
+def create_folder(name: str, output: Path | None, now: Callable[[], datetime] = datetime.now) -> Path:
+    """Create and return the study folder, of which no other process gets the same.
+
+    Args:
+        name: of the study.
+        output: the folder, new or empty; None makes ``studies/<name>-<time>``, with a number where that exists.
+        now: for tests.
+
+    Raises:
+        UserError: it exists already, or cannot be created.
+    """
+    check_output(output)
+    stamp = f"{name}-{now():%Y%m%d-%H%M%S}"
+    folder = output or Path("studies") / stamp
+    try:
+        if output is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "study.yaml").touch(
+                exist_ok=False
+            )  # of two studies with the same empty folder, the first has it
+            return folder
+        for number in itertools.count(2):
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # another study of that name, in the same second
+                folder = folder.with_name(f"{stamp}-{number}")
+    except FileExistsError:
+        raise UserError("--output", _TAKEN, got=str(folder), fix="name another") from None
+    except OSError as error:
+        raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder), fix=ELSEWHERE) from None
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(str(path), f"cannot be written ({error.strerror})", fix=ELSEWHERE) from None
