@@ -43,6 +43,7 @@ class Description:
         title: as published tables write it.
         folder: in the data root.
         images: what the paths of pictures are relative to, in the folder.
+        example: the path of a picture, for messages.
         template: the zero-shot sentence, ``{}`` for the name.
         sizes: expected.
         source: publication and licence.
@@ -60,6 +61,7 @@ class Description:
     title: str
     folder: str
     images: str
+    example: str
     template: str
     sizes: Sizes
     source: str
@@ -75,11 +77,13 @@ class Description:
     @property
     def layout(self) -> str:
         """What the data root must hold, a line each."""
-        rows = [(f"{folder}/", "pictures") for folder in self.pictures or (self.images,)]
+        first, *others = self.pictures or (self.images,)
+        example = (Path(self.images) / self.example).as_posix()
+        rows = [(f"{first}/", f"pictures, such as {example}"), *((f"{folder}/", "pictures") for folder in others)]
         note = "annotations"
         if self.split_file:
             rows.append((self.split_file, "the published split"))
-            note = "only needed without the published split"
+            note = "annotations, read only without the published split"
         rows += [(file, note) for file in self.annotations]
         width = max(len(path) for path, _ in rows)
         return "\n".join([f"{self.folder}/", *(f"  {path:{width}}  {note}" for path, note in rows)])

@@ -7,6 +7,7 @@ A ``split_zhou_*.json`` is one object with the keys ``train``, ``val`` and ``tes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from ammpl.data.listing import SplitName
 from ammpl.errors import UserError
 
 KEYS: dict[SplitName, str] = {"train": "train", "validation": "val", "test": "test"}
+
+# What could lead out of the folder of pictures on some system, or could not be written down: a drive or a leading
+# slash, a backslash, NUL, half a surrogate pair (a file name that is not UTF-8), parts that are empty, '.' or '..'.
+_ODD_PATH = re.compile(r"^.?:|[\\\0\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|\Z)")
 
 
 class Entry(NamedTuple):
@@ -108,17 +113,8 @@ def _prompted(name: str) -> str:
 
 
 def _broken_rule(entry: Entry, names: Mapping[int, str]) -> str | None:
-    path = entry.path
-    if path.startswith("/") or path[1:2] == ":" or "\\" in path:  # absolute, on any system
-        return "the path must be relative, with forward slashes"
-    if any(part in ("", ".", "..") for part in path.split("/")):
-        return "the path must have no empty part, no '.' and no '..'"
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "the path must be a text that UTF-8 can write"
-    if "\0" in path:
-        return "the path must have no NUL"
+    if _ODD_PATH.search(entry.path):
+        return "the path must be relative, with forward slashes, without '.', '..' or empty parts, in UTF-8"
     if entry.label not in names:
         return "no training picture has this label"
     if names[entry.label] != _prompted(entry.name):

@@ -16,6 +16,7 @@ from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.description import Description, shared_pictures
 from ammpl.data.listing import Item, Listing
 from ammpl.data.split_file import Entry
+from ammpl.data.task import base_and_new
 from ammpl.errors import UserError
 from tests.data import on_disk
 
@@ -246,7 +247,7 @@ def test_what_is_missing_is_said_with_the_layout(name: str, tmp_path: Path) -> N
         ("oxford_pets", "annotations/test.txt", "\nAbyssinian_1 one 1 1\n", r"test.txt line 2: must look like"),
         ("oxford_pets", "annotations/test.txt", "Pug_1 9 1 1\n", r"test\[0\]: no training picture has this label"),
         ("oxford_pets", "annotations/test.txt", "Pug_1 1 1 1\n", r"label 0 has the name 'abyssinian' elsewhere, got"),
-        ("oxford_pets", "annotations/test.txt", "../Abyssinian_1 1 1 1\n", r"test\[0\]: the path must have no"),
+        ("oxford_pets", "annotations/test.txt", "../Abyssinian_1 1 1 1\n", r"test\[0\]: the path must be relative"),
         ("oxford_pets", "annotations/test.txt", "\xff", r"test.txt: must be UTF-8"),
         (
             "fgvc_aircraft",
@@ -353,3 +354,20 @@ def test_descriptions_are_complete() -> None:
         assert description.template.count("{}") == 1
         base, new = description.sizes.base_test, description.sizes.new_test
         assert base is None or new is None or base + new == description.sizes.test
+
+
+def test_documents_agree() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    protocol, data = ((docs / file).read_text(encoding="utf-8") for file in ("protocol.md", "data.md"))
+    for description in DESCRIPTIONS.values():
+        sizes = description.sizes
+        cells = [description.title, *(f"{size:,}" if size else "–" for size in sizes[:4])]
+        if sizes.base_test is not None and sizes.new_test is not None:
+            base, new = base_and_new(sizes.classes)
+            cells += [f"{len(base)} / {sizes.base_test:,}", f"{len(new)} / {sizes.new_test:,}"]
+        else:
+            cells += ["–", "–"]
+        assert f"| {' | '.join(cells)} |" in protocol
+        row = [f"`{description.name}`", description.title, f"`{description.template}`", description.source]
+        assert f"| {' | '.join(row)} |" in data
+        assert description.layout in data

@@ -31,6 +31,11 @@ def test_lists_keep_their_order_and_names_get_spaces(tmp_path: Path) -> None:
     assert lists["validation"] == [Entry("a/2.jpg", 0, "a")] and lists["test"] == []
 
 
+def test_odd_but_harmless_paths_are_taken(tmp_path: Path) -> None:
+    for path in ("...", "..a/.b", "a..", "a b/ü.jpg", "12:30.jpg", "日本/1.png"):
+        assert read(tmp_path, GOOD | {"test": [[path, 0, "a"]]}) == ("a", "b c")
+
+
 def test_names_may_be_shared_where_that_is_known() -> None:
     lists = {"train": [Entry("1", 0, "missile"), Entry("2", 1, "missile")], "validation": [], "test": []}
     assert class_names(lists, "here", repeated=True) == ("missile", "missile")
@@ -67,14 +72,20 @@ def test_the_test_list_defines_classes_where_it_is_alone() -> None:
         ({"train": [["a", 0, "\ud800"]]}, r"train: the name of label 0 must be a printable text"),
         ({"test": [["a/3.jpg", 2, "c"]]}, r"test\[0\]: no training picture has this label, got \['a/3.jpg', 2, 'c'\]"),
         ({"test": [["a/3.jpg", 0, "b_c"]]}, r"test\[0\]: label 0 has the name 'a' elsewhere"),
-        ({"test": [["/a/3.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative, with forward slashes, got \['/a/"),
+        (
+            {"test": [["/a/3.jpg", 0, "a"]]},
+            r"test\[0\]: the path must be relative, with forward slashes, .*, got \['/a/",
+        ),
         ({"test": [["C:/3.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative"),
         ({"test": [["a\\3.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative, with forward slashes"),
-        ({"test": [["a/../../b.jpg", 0, "a"]]}, r"test\[0\]: the path must have no empty part, no '.' and no '..'"),
-        ({"test": [["..", 0, "a"]]}, r"test\[0\]: the path must have no"),
-        ({"test": [["", 0, "a"]]}, r"test\[0\]: the path must have no empty part"),
-        ({"test": [["a\0", 0, "a"]]}, r"test\[0\]: the path must have no NUL"),
-        ({"test": [["\udcff.jpg", 0, "a"]]}, r"test\[0\]: the path must be a text that UTF-8 can write"),
+        ({"test": [["a/../../b.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative, .*, got \['a/../"),
+        ({"test": [["..", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["a//b.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["a/./b.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["a/", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["a\0", 0, "a"]]}, r"test\[0\]: the path must be relative"),
+        ({"test": [["\udcff.jpg", 0, "a"]]}, r"test\[0\]: the path must be relative, .* in UTF-8"),
         (
             {"more": []},
             r"must be one object with the keys train, val and test, got \['train', 'val', 'test', 'more'\]",
