@@ -147,7 +147,10 @@ class Description:
 
 
 def shared_pictures(listing: Listing) -> list[str]:
-    """Return a sentence for each list that names a picture twice, and for each two lists that share pictures."""
+    """Return a sentence for each list that names a picture twice, and for each two lists that share pictures.
+
+    Two lists that are one and the same are a choice, not an accident: ImageNet's validation list is its test list.
+    """
     lists: dict[SplitName, tuple[Item, ...]] = {
         "train": listing.train,
         "validation": listing.validation,
@@ -158,7 +161,7 @@ def shared_pictures(listing: Listing) -> list[str]:
     sentences = [_sentence(f"more than once in {split}", paths) for split, paths in twice.items() if paths]
     for one, other in combinations(lists, 2):
         both = [path for path in counts[one] if path in counts[other]]
-        if both:
+        if both and lists[one] != lists[other]:
             sentences.append(_sentence(f"in {one} and in {other}", both))
     return sentences
 

@@ -246,7 +246,7 @@ def cars(annotations: str, pictures: str) -> Source:
             for row in _matlab(folder / annotations, "annotations"):
                 label = int(row["class"]) - 1
                 model, _, year = names[label].rpartition(" ")
-                entries.append(Entry(f"{pictures}/{row['fname']}", label, f"{year} {model}"))
+                entries.append(Entry(f"{pictures}/{row['fname']}", label, f"{year} {model}".strip()))
             return entries
         except (ValueError, IndexError, TypeError) as error:
             rule = "must hold 'fname' and 'class' of every picture, the class as a row of devkit/cars_meta.mat from 1"
