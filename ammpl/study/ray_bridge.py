@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
+from ammpl.study.ray_worker import Parcel
 from ammpl.study.trial import State, Trial
 from ammpl.study.worker import End, Ready
 
@@ -85,7 +85,7 @@ class Bridge:
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED
         self._active[ray_id] = trial
-        return {"trial": pickle.dumps(trial)}
+        return {"trial": Parcel(trial)}
 
     def _report(self, ray_id: str, news: Any) -> Any:
         trial = self._active.get(ray_id)

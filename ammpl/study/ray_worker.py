@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,23 @@ class Resources:
     concurrency: int
     cpus: int = 1
     gpus: float = 0.0
+
+
+class Parcel:
+    """A trial on its way to a worker.
+
+    Ray copies a configuration for each of its own trials, prints it into a name, and keeps all of that for as long as
+    the study runs: so here are no copies, and a short name.
+    """
+
+    def __init__(self, trial: Trial):
+        self.trial = trial
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parcel:
+        return self
+
+    def __repr__(self) -> str:
+        return self.trial.key
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
@@ -63,7 +79,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
         if Path(self.directory).is_dir():
             os.chdir(self.directory)
         # A configuration without a trial asks the worker to make itself ready.
-        trial: Trial | None = pickle.loads(config["trial"]) if config["trial"] else None
+        trial: Trial | None = config["trial"].trial if config["trial"] else None
         self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder)) if trial else None
 
     def step(self) -> dict[str, Any]:
@@ -89,10 +105,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
             self._attempt.close()
 
     def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return what Ray needs with each result, without the pickled trial, which it would send back each time."""
-        filled: dict[str, Any] = super().get_auto_filled_metrics(*args, **kwargs)
-        filled.pop("config", None)
-        return filled
+        """Return nothing: Ray needs none of it, and would keep the trial and statistics of each number with it."""
+        return {}
 
 
 def worker_class(

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ammpl.study.ray_worker import Parcel
 from ammpl.study.trial import Trial
 from ammpl.study.worker import Attempt, End, Evaluation, execute
 from tests.study.fakes import small_space
@@ -85,6 +88,13 @@ def test_trials_are_trained_and_those_of_the_test_phase_scored(tmp_path: Path, m
     monkeypatch.setattr(run, "train", lambda *told: ("train", *told))
     monkeypatch.setattr(run, "test", lambda *told: ("test", *told))
     trial = _trial("confirm")
-    assert execute(trial, tmp_path) == ("train", trial.config, tmp_path)
+    assert execute(trial, tmp_path) == ("train", trial.config, tmp_path, None)
     trial = _trial("test", tmp_path / "learnables.safetensors")
-    assert execute(trial, tmp_path) == ("test", trial.config, tmp_path / "learnables.safetensors", tmp_path)
+    assert execute(trial, tmp_path) == ("test", trial.config, tmp_path / "learnables.safetensors", tmp_path, None)
+
+
+def test_a_trial_on_its_way_is_neither_copied_nor_spelled_out() -> None:
+    parcel = Parcel(_trial())
+    assert copy.deepcopy({"trial": parcel})["trial"] is parcel
+    assert str(parcel) == "search-0"
+    assert pickle.loads(pickle.dumps(parcel)).trial == parcel.trial
