@@ -52,7 +52,9 @@ _CURVE_SCHEMA = pa.schema({**_IDENTITY, "step": pa.int64(), "metric": pa.string(
 class Records:
     """Observer that keeps ``events.jsonl``, ``trials/trials.parquet`` and ``curves/curves.parquet``.
 
-    Each event is on its way to the disk when the call returns, and on it once its trial has finished.
+    Each event is with the operating system when the call returns, so that it survives the driver's death; the end of a
+    trial, and with it all before, is on the disk, so that it survives the machine's. The tables are made anew at any
+    time; they lag by seconds.
 
     Args:
         folder: the study folder.
@@ -67,7 +69,9 @@ class Records:
         self._params = {name: _param_type(space, name) for name in space.parameters}
         self._started: dict[str, datetime] = {}
         self._trials: list[dict[str, Any]] = []
-        self._curves: list[dict[str, Any]] = []
+        # A study has many points: those that have been written are kept as Arrow columns, a quarter of the size.
+        self._points: list[dict[str, Any]] = []
+        self._curves = _CURVE_SCHEMA.empty_table()
         self._metrics: dict[str, None] = {}
         self._log = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._written = time.monotonic()
@@ -94,7 +98,7 @@ class Records:
         self._append(datetime.now(UTC), "reported", trial, step=step, metrics=dict(metrics))
         for name, value in metrics.items():
             self._metrics.setdefault(name)
-            self._curves.append({**_identity(trial), "step": step, "metric": name, "value": value})
+            self._points.append({**_identity(trial), "step": step, "metric": name, "value": value})
         self._write_when_due()
 
     def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
@@ -146,7 +150,9 @@ class Records:
             **{f"metrics.{name}": pa.float64() for name in sorted(self._metrics)},
         }
         _replace(self._trials_file, pa.Table.from_pylist(self._trials, schema=pa.schema(columns)))
-        _replace(self._curves_file, pa.Table.from_pylist(self._curves, schema=_CURVE_SCHEMA))
+        points = pa.Table.from_pylist(self._points, schema=_CURVE_SCHEMA)
+        self._curves, self._points = pa.concat_tables([self._curves, points]).combine_chunks(), []
+        _replace(self._curves_file, self._curves)
         self._written = time.monotonic()
         self._pause = max(LEAST_SECONDS, (self._written - began) / LARGEST_SHARE)
 

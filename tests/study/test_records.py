@@ -166,5 +166,6 @@ def test_tables_can_be_read_while_the_study_runs(tmp_path: Path, monkeypatch: py
         assert pq.read_table(tmp_path / "trials").num_rows == count
         assert pq.read_table(tmp_path / "curves").num_rows == count
         assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3 * count
+    assert pq.read_table(tmp_path / "curves").column("key").to_pylist() == [t.key for t, _ in plan.finished]
     records.close()
     assert not list(tmp_path.rglob("*.tmp"))
