@@ -227,12 +227,13 @@ class Writer:
     def _flush_child(self, child: Child) -> None:
         """Bring one run up to date. What a later attempt may mend is raised; what none can is reported and skipped."""
         start, finish = child.start or {}, child.finish or {}
+        tags = dict(finish.get("tags", {}))
         if not child.run_id:
-            child.run_id = self._child_run(child, start)
+            child.run_id = self._child_run(child, start)  # with the tags it starts with
         elif start:
             self._reopen(child)
+            tags = {**start["tags"], **tags}
         with self._noting(f"{child.key}: parameters or metrics"):
-            tags = {**start.get("tags", {}), **finish.get("tags", {})}
             self._log(child.run_id, child.points, start.get("params", {}), tags)
         child.points = []
         if start:
@@ -240,7 +241,8 @@ class Writer:
                 self.client.log_inputs(child.run_id, [_dataset_input(start["dataset"])])
             child.start = None
         if finish:
-            if Path(child.folder).is_dir():
+            folder = Path(child.folder)
+            if folder.is_dir() and any(folder.iterdir()):
                 with self._noting(f"{child.key}: files"):
                     self.client.log_artifacts(child.run_id, child.folder)
             self.client.set_terminated(child.run_id, finish["status"], finish["time"])
