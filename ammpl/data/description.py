@@ -120,7 +120,8 @@ class Description:
             self._require(root, self.annotations)
             lists, split_source = self._from_archives(folder)
             where = f"{self.title}, {split_source}"
-        names = class_names(lists, where, repeated=self.repeated_names)
+        only_tests = not self.sizes.train
+        names = class_names(lists, where, defining="test" if only_tests else "train", repeated=self.repeated_names)
         items = {split: tuple(Item(entry.path, entry.label) for entry in entries) for split, entries in lists.items()}
         return Listing(folder / self.images, names, items["train"], items["validation"], items["test"], split_source)
 

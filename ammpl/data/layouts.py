@@ -7,6 +7,7 @@ are read from top to bottom.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -259,10 +260,9 @@ def _matlab(file: Path, variable: str) -> np.ndarray[Any, Any]:
     """Return a variable of a MATLAB file (n,)."""
     from scipy.io import loadmat  # a fifth of a second, for two data sets
 
+    content = io.BytesIO(file.read_bytes())
     try:
-        return np.atleast_1d(loadmat(file, variable_names=[variable], squeeze_me=True)[variable])
-    except OSError:
-        raise
+        return np.atleast_1d(loadmat(content, variable_names=[variable], squeeze_me=True)[variable])
     except Exception as error:  # whatever scipy trips over in a file that is none, or that is cut short
         raise UserError(str(file), f"must be a MATLAB file with the variable {variable}", got=error) from error
 

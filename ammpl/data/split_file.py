@@ -71,21 +71,21 @@ def _entries(rows: Any, where: str) -> Iterator[Entry]:
         yield Entry(*row)
 
 
-def class_names(lists: Lists, where: str, *, repeated: bool = False) -> tuple[str, ...]:
+def class_names(lists: Lists, where: str, *, defining: SplitName = "train", repeated: bool = False) -> tuple[str, ...]:
     """Return the class names in the order of their labels, as prompts write them, of lists that obey the rules.
 
-    The training list defines the classes; a data set that only tests, its test list. Underscores become spaces.
+    Underscores become spaces.
 
     Args:
         lists: what to hold to the rules.
         where: the file or rule that made them, for messages.
+        defining: the list whose labels and names are the classes; the test list where there is no other.
         repeated: labels may share a name: CLIP's names for ImageNet have two missiles and two sunglasses.
 
     Raises:
         UserError: no pictures, labels with gaps, two names for one label, two labels for one name, a label that the
             defining list lacks, or a path that could leave the folder of pictures.
     """
-    defining: SplitName = "train" if lists["train"] else "test"
     classes = f"{where}: {KEYS[defining]}"
     names: dict[int, str] = {}
     for entry in lists[defining]:
@@ -116,7 +116,7 @@ def _broken_rule(entry: Entry, names: Mapping[int, str]) -> str | None:
     if _ODD_PATH.search(entry.path):
         return "the path must be relative, with forward slashes, without '.', '..' or empty parts, in UTF-8"
     if entry.label not in names:
-        return "no training picture has this label"
+        return "the label is not among the classes"
     if names[entry.label] != _prompted(entry.name):
         return f"label {entry.label} has the name {names[entry.label]!r} elsewhere"
     return None

@@ -94,7 +94,7 @@ def annotate_pets(folder: Path) -> None:
 def annotate_flowers(folder: Path) -> None:
     # Pictures are numbered through; classes do not come in order, as in the real file.
     labels = [3] * 5 + [1] * 7 + [2] * 4
-    savemat(folder / "imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)})
+    savemat(folder / "imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)}, do_compression=True)
     names = {"2": "hard-leaved pocket orchid", "1": "pink primrose", "3": "canterbury bells"}
     write(folder / "cat_to_name.json", json.dumps(names))
 
@@ -146,13 +146,14 @@ def annotate_sun(folder: Path) -> None:
 def annotate_cars(folder: Path) -> None:
     names = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Audi TTS Coupe 2012"]
     (folder / "devkit").mkdir()
-    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([names], dtype=object)})
+    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([names], dtype=object)}, do_compression=True)
     for part, file in (("trainval", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         # Every second picture of a class comes in a second round, so that classes are mixed as in the real files.
         found = [(path, label) for label, of_class in enumerate(CARS, start=1) for path in getattr(of_class, part)]
         rows = [(1, 2, 7, 5, label, Path(path).name) for path, label in found[::2] + found[1::2]]
         kinds = [(field, object) for field in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
-        savemat(folder / file, {"annotations": np.array([rows], dtype=kinds).reshape(1, -1)})
+        annotations = np.array([rows], dtype=kinds).reshape(1, -1)
+        savemat(folder / file, {"annotations": annotations}, do_compression=True)
 
 
 def annotate_wordnet(folder: Path) -> None:

@@ -248,9 +248,10 @@ def test_what_is_missing_is_said_with_the_layout(name: str, tmp_path: Path) -> N
             r"test.txt line 1: must look like 'Abyssinian_100",
         ),
         ("oxford_pets", "annotations/test.txt", "\nAbyssinian_1 one 1 1\n", r"test.txt line 2: must look like"),
-        ("oxford_pets", "annotations/test.txt", "Pug_1 9 1 1\n", r"test\[0\]: no training picture has this label"),
+        ("oxford_pets", "annotations/test.txt", "Pug_1 9 1 1\n", r"test\[0\]: the label is not among the classes"),
         ("oxford_pets", "annotations/test.txt", "Pug_1 1 1 1\n", r"label 0 has the name 'abyssinian' elsewhere, got"),
         ("oxford_pets", "annotations/test.txt", "../Abyssinian_1 1 1 1\n", r"test\[0\]: the path must be relative"),
+        ("oxford_pets", "annotations/trainval.txt", "", r"OxfordPets, .*: train: names no picture"),
         ("oxford_pets", "annotations/test.txt", "\xff", r"test.txt: must be UTF-8"),
         (
             "fgvc_aircraft",
@@ -309,6 +310,16 @@ def test_broken_annotations(name: str, file: str, content: str, message: str, tm
     (folder / file).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=message):
         DESCRIPTIONS[name].read(tmp_path)
+
+
+def test_a_matlab_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    folder = on_disk.build("stanford_cars", tmp_path, published=False)
+    file = folder / "cars_test_annos_withlabels.mat"
+    content = file.read_bytes()
+    for length in range(0, len(content), 16):
+        file.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"withlabels.mat: must (be a MATLAB file|hold)"):
+            DESCRIPTIONS["stanford_cars"].read(tmp_path)
 
 
 def test_a_dangling_split_file_is_not_a_wish_for_the_fallback(tmp_path: Path) -> None:

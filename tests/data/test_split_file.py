@@ -44,14 +44,15 @@ def test_names_may_be_shared_where_that_is_known() -> None:
 
 
 def test_the_test_list_defines_classes_where_it_is_alone() -> None:
-    assert class_names({"train": [], "validation": [], "test": [Entry("1", 0, "a")]}, "here") == ("a",)
+    lists = {"train": [], "validation": [], "test": [Entry("1", 0, "a")]}
+    assert class_names(lists, "here", defining="test") == ("a",)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train": 1}, r"split.json: train: must be a list of \[path, label, class name\], got 1"),
-        ({"train": [], "val": []}, r"split.json: test: names no picture"),
+        ({"train": []}, r"split.json: train: names no picture"),
         (
             {"val": [["a.jpg", 0]]},
             r"val\[0\]: must be \[path, label, class name\]: text, whole number, text, got \['a",
@@ -70,7 +71,7 @@ def test_the_test_list_defines_classes_where_it_is_alone() -> None:
         ({"train": [["a", 0, "_"]]}, r"train: the name of label 0 must be a printable text, got ' '"),
         ({"train": [["a", 0, "a\n"]]}, r"train: the name of label 0 must be a printable text, got 'a\\n'"),
         ({"train": [["a", 0, "\ud800"]]}, r"train: the name of label 0 must be a printable text"),
-        ({"test": [["a/3.jpg", 2, "c"]]}, r"test\[0\]: no training picture has this label, got \['a/3.jpg', 2, 'c'\]"),
+        ({"test": [["a/3.jpg", 2, "c"]]}, r"test\[0\]: the label is not among the classes, got \['a/3.jpg', 2, 'c'\]"),
         ({"test": [["a/3.jpg", 0, "b_c"]]}, r"test\[0\]: label 0 has the name 'a' elsewhere"),
         (
             {"test": [["/a/3.jpg", 0, "a"]]},
