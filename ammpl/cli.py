@@ -141,7 +141,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     summary = run_study(space, options)
     console = Console()
     show(summary, console)
-    if summary.interrupted:
+    if summary.interrupted or summary.errors:
         return _exit_code(summary)
     comparison = compare(arguments.study, summary.folder)
     console.print(comparison.table())
@@ -172,6 +172,8 @@ def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
 
 
 def _exit_code(summary: StudySummary) -> int:
+    if summary.errors:
+        return EXIT_USER_ERROR
     if summary.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT
@@ -199,6 +201,8 @@ def show(summary: StudySummary, console: Console) -> None:
     say(f"study folder: {summary.folder}")
     if summary.ui_command:
         say(f"MLflow: {summary.ui_command}")
+    for error in summary.errors:
+        print(f"error: {error}", file=sys.stderr)
 
 
 COMMANDS: dict[str, Command] = {

@@ -138,6 +138,21 @@ def test_exit_codes(
     assert text in capsys.readouterr().out
 
 
+def test_what_could_not_be_kept_is_said_after_the_result(
+    space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import dataclasses
+
+    from ammpl.study import study
+
+    lacking = dataclasses.replace(SUMMARY, errors=("out: cannot be written (No space left on device)",))
+    monkeypatch.setattr(study, "run_study", lambda *told: lacking)
+    assert _main(space) == 2
+    out, err = capsys.readouterr()
+    assert "ammpl, trial 0 (winner)" in out
+    assert err == "error: out: cannot be written (No space left on device)\n"
+
+
 def test_an_interrupt_before_the_first_trial(
     space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

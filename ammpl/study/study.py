@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ammpl.config import TrialConfig
@@ -23,7 +25,7 @@ from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.ablation_summary import summarize_study
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
-from ammpl.study.folder import check_output, create_folder, write_text
+from ammpl.study.folder import ELSEWHERE, check_output, create_folder, write_text
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.ray_engine import run_plan
@@ -67,7 +69,7 @@ def run_study(
     execute: Execute | None = None,
     observers: Sequence[Observer] = (),
 ) -> StudySummary:
-    """Run a study to its end, or to the first Ctrl-C.
+    """Run a study to its end, to the first Ctrl-C, or until its records cannot be written (the summary's ``errors``).
 
     Args:
         space: what to search or to compare, checked.
@@ -87,10 +89,14 @@ def run_study(
             print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
         try:
             completed = run_plan(session.start, execute or train_or_test, folder, resources, prepare)
-        except BaseException:
-            session.end(completed=False)  # also after a fault of ours, or a second Ctrl-C: what is known is kept
-            raise
-        summary = session.end(completed)
+        except BaseException as error:
+            summary = session.end(
+                completed=False
+            )  # also after a fault of ours, or a second Ctrl-C: keep what is known
+            if not session.is_unwritable(error):
+                raise
+        else:
+            summary = session.end(completed)
     if summary is None:  # interrupted before there was anything to tell
         raise KeyboardInterrupt
     return summary
@@ -110,7 +116,7 @@ class _Session:
         """Open the records, the tracking and the view.
 
         Raises:
-            UserError: the tracking store cannot be used.
+            UserError: the folder cannot be written to, or the tracking store cannot be used.
         """
         space, folder = self._space, self._folder
         write_text(folder / "study.yaml", dump_yaml(space.resolved()))
@@ -118,7 +124,11 @@ class _Session:
         write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         commit = environment["code"].get("commit")
         self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
-        self._observers = Observers([Records(folder, space)])
+        try:
+            records = Records(folder, space)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        self._observers = Observers([], records)
         if isinstance(space, AblationSpace):
             self._plan = AblationPlan(space, folder, self._observers)
         else:
@@ -143,34 +153,58 @@ class _Session:
                 with contextlib.suppress(OSError):  # "studies", unless it holds others
                     self._folder.parent.rmdir()
             return None
+        errors, stopped = [], None
+        if isinstance(failure := self._observers.failure, OSError):
+            errors, stopped = [str(_unwritable(self._folder, failure))], "the study's records cannot be written"
         if not completed:
-            self._plan.interrupt("interrupted")
+            self._plan.interrupt(stopped or "interrupted")
         seconds = time.monotonic() - self._began
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
-        lacking = []  # at the end a full disk must not take the result from the screen
-        files: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: write_text(path, json.dumps(summary.as_dict(), indent=2) + "\n")
-        }
-        if isinstance(self._plan, Plan):
-            files["optuna.sqlite3"] = self._plan.search.save
-        for name, write in files.items():
-            try:
-                write(self._folder / name)
-            except (OSError, SQLAlchemyError, UserError) as error:
-                lacking.append(f"{name} is not written: {' '.join(str(error).split())[:200]}")
+        summary = replace(summary, stopped=stopped or summary.stopped)
+        errors += self._write_results(self._plan, summary)
         if self._tracker:
-            self._tracker.summary(
-                summary.flat_metrics(),
-                summary.markdown(),
-                interrupted=not completed,
-                failed=summary.stopped is not None,
-            )
-        self._observers.close()
+            failed = summary.stopped is not None or bool(errors)
+            note = "\n\n".join(filter(None, (summary.markdown(), *errors)))
+            self._tracker.summary(summary.flat_metrics(), note, interrupted=not completed, failed=failed)
+        try:
+            self._observers.close()
+        except OSError as error:
+            errors.append(str(_unwritable(self._folder, error)))
         return replace(
             summary,
             ui_command=self._tracker.ui_command if self._tracker else None,
-            problems=(*lacking, *self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
+            problems=(*self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
+            errors=tuple(errors),
         )
+
+    def is_unwritable(self, error: BaseException) -> bool:
+        """Whether an exception that ended the run is that the records could not be written."""
+        return self._plan is not None and error is self._observers.failure and isinstance(error, OSError)
+
+    def _write_results(self, plan: StudyPlan, summary: StudySummary) -> list[str]:
+        """Write what is written once, at the end; return what could not be: the result is still to be shown."""
+        files: dict[str, Callable[[Path], None]] = {
+            "summary.json": lambda path: write_text(path, json.dumps(summary.as_dict(), indent=2) + "\n")
+        }
+        if isinstance(plan, Plan):
+            files["optuna.sqlite3"] = plan.search.save
+        errors = []
+        for name, write in files.items():
+            path = self._folder / name
+            try:
+                write(path)
+            except UserError as error:
+                errors.append(str(error))
+            except (OSError, SQLAlchemyError, OptunaError) as error:
+                path.with_name(f".{name}.tmp").unlink(missing_ok=True)
+                errors.append(str(_unwritable(path, error)))
+        return errors
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(str(path), f"cannot be written ({reason})", fix=ELSEWHERE)
 
 
 def configurations(space: StudySpace) -> list[TrialConfig]:

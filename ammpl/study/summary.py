@@ -87,7 +87,8 @@ class StudySummary(ABC):
         ended: which budget was used up before all trials of the search or ablation had begun, None if none was.
         stopped: why the study ended itself before its time, None if it did not.
         ui_command: opens the MLflow UI; None without tracking.
-        problems: what observers could not do.
+        problems: what views of the study could not do.
+        errors: what of the study itself could not be kept, with the fix.
     """
 
     study: str
@@ -103,6 +104,7 @@ class StudySummary(ABC):
     stopped: str | None = None
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -139,7 +141,7 @@ class StudySummary(ABC):
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as JSON data."""
         data = dataclasses.asdict(self)
-        del data["ui_command"], data["problems"]
+        del data["ui_command"], data["problems"], data["errors"]
         return {**data, "folder": self.folder.name}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,8 @@ class Attempt:
         except Exception as error:
             text = " ".join(str(error).split())
             reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-            (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with contextlib.suppress(OSError):  # on a full disk the reason is all there is
+                (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             return End(self._seconds(), reason)
 
     def close(self) -> None:

@@ -255,7 +255,7 @@ def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
 def test_records_have_a_column_for_what_variants_set(tmp_path: Path) -> None:
     space = _space()
     records = Records(tmp_path, space)
-    run_inline(AblationPlan(space, tmp_path, Observers([records])), tmp_path, _execute)
+    run_inline(AblationPlan(space, tmp_path, Observers([], records)), tmp_path, _execute)
     records.close()
     rows = pq.read_table(tmp_path / "trials" / "trials.parquet").to_pylist()
     assert [row[f"params.{KIND}"] for row in rows] == ["none", "random", "learned"] * 3

@@ -131,7 +131,7 @@ def test_a_combination_that_cannot_be_built_is_no_record_of_another(tmp_path: Pa
 
 def test_the_tables_say_which_trial_is_repeated(tmp_path: Path) -> None:
     space = _space(pruner={"name": "none"}, budget={"trials": 12})
-    plan = Plan(space, "small", tmp_path, observers := Observers([Records(tmp_path, space)]))
+    plan = Plan(space, "small", tmp_path, observers := Observers([], Records(tmp_path, space)))
     run_inline(plan, tmp_path)
     observers.close()
     rows = pq.read_table(tmp_path / "trials" / "trials.parquet").to_pylist()

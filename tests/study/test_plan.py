@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,27 @@ def test_an_observer_that_raises_stops_neither_the_study_nor_the_others(
     assert recorder.closed
     assert observers.problems == ("Broken.trial_reported: OSError: disk full",)
     assert [record.message for record in caplog.records] == ["Broken failed in trial_reported; the study goes on"]
+
+
+def test_records_that_cannot_be_kept_end_the_study_once_the_views_know(tmp_path: Path) -> None:
+    class Full(Recorder):
+        def trial_reported(self, trial: Trial, *told: Any) -> None:
+            if trial.number == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    view, records = Recorder(), Full()
+    observers = Observers([view], records)
+    plan = Plan(small_space(confirm=None), "small", tmp_path, observers)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_inline(plan, tmp_path)
+    assert observers.failure is caught.value
+    plan.interrupt("interrupted")
+    observers.close()
+    assert list(view.outcomes) == ["search-0000", "search-0001"]
+    assert [step for step, _ in view.curves["search-0001"]] == [10]
+    assert list(records.outcomes) == ["search-0000"]  # told nothing more
+    assert records.closed
+    assert observers.problems == ()
 
 
 def test_the_fake_has_something_to_find() -> None:

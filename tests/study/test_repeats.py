@@ -112,7 +112,7 @@ def test_the_best_is_the_one_with_the_best_mean_over_all_repeats(tmp_path: Path)
 
 def test_each_repeat_is_a_trial_of_its_own(tmp_path: Path) -> None:
     space = _space(repeats=[2, 5], budget={"trials": 2})
-    plan = Plan(space, "small", tmp_path, observers := Observers([Records(tmp_path, space)]))
+    plan = Plan(space, "small", tmp_path, observers := Observers([], Records(tmp_path, space)))
     run_inline(plan, tmp_path, _execute)
     observers.close()
     rows = pq.read_table(tmp_path / "trials" / "trials.parquet").to_pylist()

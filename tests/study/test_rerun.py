@@ -39,7 +39,7 @@ def _study(
     confirm = {"top": 1, "repeats": 2, "baselines": ["coop"]}
     space = small_space(**{"budget": {"trials": 4}, "confirm": confirm, **changes})
     records = Records(folder, space)
-    run_inline(Plan(space, space.name, folder, Observers([records]), clock), folder, run)
+    run_inline(Plan(space, space.name, folder, Observers([], records), clock), folder, run)
     records.close()
     (folder / "study.yaml").write_text(dump_yaml(space.resolved()))
     (folder / "summary.json").write_text(json.dumps({"interrupted": False}))

@@ -1,0 +1,121 @@
+"""A disk that fills while a study runs, and at its end: a small file system of its own, real Ray, the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ammpl import cli
+from ammpl.study import study
+from ammpl.study.study import Options
+from ammpl.study.summary import StudySummary
+from ammpl.study.trial import Outcome, Trial
+from ammpl.yaml_file import dump_yaml
+from tests.integration.mlflow_store import parent
+from tests.study.fakes import Recorder, execute, small_space
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+FULL = "cannot be written (No space left on device). Fix: free some space, or name a folder elsewhere with --output"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a file system of its own needs the rights to mount one")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class _Filler(Recorder):
+    """Leaves no room on a disk once a trial has finished."""
+
+    def __init__(self, disk: Path, after: str) -> None:
+        super().__init__()
+        self._disk, self._after = disk, after
+
+    def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
+        super().trial_finished(trial, outcome)
+        if trial.key == self._after:
+            with contextlib.suppress(OSError), (self._disk / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(b"x" * 1024)
+
+
+Run = Callable[[str], tuple[int, _Filler, Path]]
+
+
+@pytest.fixture
+def begin(small_disk: Path, tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a study of six trials on a disk that is full after one of them; return the exit code."""
+
+    def run(after: str) -> tuple[int, _Filler, Path]:
+        honest, filler = study.run_study, _Filler(small_disk, after)
+
+        def run_study(space: Any, options: Options) -> StudySummary:
+            return honest(space, replace(options, concurrency=1), execute=execute, observers=[filler])
+
+        monkeypatch.setattr(study, "run_study", run_study)
+        monkeypatch.chdir(tmp_path)
+        space = small_space(budget={"trials": 6}, confirm=None, pruner={"name": "none"}, sampler={"name": "random"})
+        Path("space.yaml").write_text(dump_yaml(space.resolved()))
+        folder = small_disk / "study"
+        return cli.main(["space.yaml", "--output", str(folder), "--tracking-uri", sqlite_uri]), filler, folder
+
+    return run
+
+
+def test_a_disk_that_is_full_while_trials_run_ends_the_study(
+    begin: Run, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, filler, folder = begin("search-0001")
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert err.splitlines()[0] == f"error: {folder}: {FULL}"
+    assert "Traceback" not in out + err
+    assert "stopped: the study's records cannot be written\n" in out
+    assert "best, unconfirmed: trial " in out
+    assert 2 < len(filler.started) < 6  # what fits the file's last block is still written
+    assert set(filler.outcomes) == {trial.key for trial in filler.started}
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in lines[:-1]]) >= 2  # whole, but for where the disk ended
+    assert parent(sqlite_uri, folder).info.status == "FAILED"
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_take_the_result(
+    begin: Run, sqlite_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, filler, folder = begin("search-0005")
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert len(filler.outcomes) == 6
+    assert "best, unconfirmed: trial " in out
+    assert "interrupted" not in out
+    told = err.splitlines()
+    assert told[0] == f"error: {folder / 'summary.json'}: {FULL}"
+    assert told[1].startswith(f"error: {folder / 'optuna.sqlite3'}: cannot be written (")
+    assert told[1].endswith("Fix: free some space, or name a folder elsewhere with --output")
+    assert told[2] == f"error: {folder}: {FULL}"  # the tables
+    assert len(told) == 3
+    left = {path.name for path in folder.iterdir()}
+    assert not left & {"summary.json", "optuna.sqlite3", ".summary.json.tmp", ".optuna.sqlite3.tmp"}
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event["key"] for event in events if event["event"] == "finished"] == list(filler.outcomes)
+    run = parent(sqlite_uri, folder)
+    assert run.info.status == "FAILED"
+    assert f"{folder / 'summary.json'}: {FULL}" in run.data.tags["mlflow.note.content"]
