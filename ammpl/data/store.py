@@ -157,7 +157,15 @@ class StoredPixels:
         return self._count
 
     def __getitem__(self, positions: Tensor | slice) -> Tensor:
-        chosen = range(self._count)[positions] if isinstance(positions, slice) else positions.tolist()
+        if isinstance(positions, slice):
+            positions = torch.arange(self._count)[positions]
+        chosen = positions.tolist()
+        if chosen and chosen == list(range(chosen[0], chosen[0] + len(chosen))):  # an evaluation: one after the other
+            first, last = chosen[0] // ROWS, chosen[-1] // ROWS
+            pieces = self._batches[first : last + 1]
+            start = chosen[0] - first * ROWS
+            whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            return whole[start : start + len(chosen)]
         pixels = torch.empty(len(chosen), 3, self._size, self._size, dtype=torch.uint8)
         for place, position in enumerate(chosen):
             pixels[place] = self._batches[position // ROWS][position % ROWS]
