@@ -122,13 +122,12 @@ class _Session:
         write_text(folder / "study.yaml", dump_yaml(space.resolved()))
         environment = describe_environment(ray.cluster_resources(), sys.argv)
         write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-        commit = environment["code"].get("commit")
-        self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
         try:
-            records = Records(folder, space)
+            self._observers = Observers([], Records(folder, space))
         except OSError as error:
             raise _unwritable(folder, error) from None
-        self._observers = Observers([], records)
+        commit = environment["code"].get("commit")
+        self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
         if isinstance(space, AblationSpace):
             self._plan = AblationPlan(space, folder, self._observers)
         else:
