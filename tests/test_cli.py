@@ -219,32 +219,36 @@ def test_flags_that_do_not_parse_end_with_code_2(arguments: list[str], capsys: p
     assert "usage: tune.py" in capsys.readouterr().err
 
 
-FLAGS = {
-    "--trials", "--time-budget", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--concurrency",
-    "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--set", "--dry-run", "--version",
-    "--help",
-}  # fmt: skip
-OF_A_SPACE = FLAGS - {
+SURROUNDINGS = {
     "--concurrency", "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--help",
 }  # fmt: skip
+FLAGS = SURROUNDINGS | {
+    "--trials", "--time-budget", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--set", "--dry-run",
+    "--version",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "flags"), [([], FLAGS), (["rerun"], FLAGS - OF_A_SPACE)])
+@pytest.mark.parametrize("name", ["", *cli.COMMANDS])
 def test_help_fits_a_screen_and_every_flag_has_a_default_or_an_example(
-    words: list[str], flags: set[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
-        _main(*words, "--help")
+        _main(*filter(None, [name]), "--help")
     assert caught.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert len(lines) <= 60
-    entries = re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+|STUDY|SPACE.yaml)((?:.*)(?:\n {15,}.*)*)", "\n".join(lines))
-    assert {name for name, _ in entries} >= flags
-    for name, text in entries:
-        told = " ".join(text.split())
-        assert "(default: " in told or "e.g. " in told, name
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 60
+    for action in (cli.COMMANDS[name] if name else cli.TUNE).parser(name)._actions:
+        shown = action.option_strings[-1] if action.option_strings else str(action.metavar)
+        assert re.search(rf"(?m)^  (?:-h, )?{re.escape(shown)}\b", text)
+        assert "(default: " in str(action.help) or "e.g. " in str(action.help), shown
+
+
+@pytest.mark.parametrize(("name", "flags"), [("", FLAGS), ("rerun", SURROUNDINGS)])
+def test_the_flags_of_the_interface(name: str, flags: set[str]) -> None:
+    parser = (cli.COMMANDS[name] if name else cli.TUNE).parser(name)
+    assert {flag for action in parser._actions for flag in action.option_strings} >= flags
 
 
 def test_every_command_is_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,17 @@ def test_an_attempt_yields_evaluations_then_ends(tmp_path: Path) -> None:
     assert end.failure is None
     assert 0 <= first.seconds <= second.seconds <= end.seconds
     assert (tmp_path / "trial" / "file").exists()
+
+
+def test_a_full_disk_takes_the_traceback_and_not_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*told: Any, **more: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    end = Attempt(full, _trial(), tmp_path / "trial").next()
+    assert isinstance(end, End)
+    assert end.failure == "OSError: [Errno 28] No space left on device"
+    assert list((tmp_path / "trial").iterdir()) == []
 
 
 @pytest.mark.parametrize(
