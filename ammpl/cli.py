@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import ammpl
+from ammpl.config import resolve
+from ammpl.data.catalog import DESCRIPTIONS
+from ammpl.data.home import EMBEDDED, DataHome, is_path
 from ammpl.errors import UserError, did_you_mean
-from ammpl.flags import DEFAULT_SPACE, Command, add_rerun, add_tune
+from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_tune
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
@@ -64,7 +67,8 @@ def _tune(arguments: argparse.Namespace) -> int:
 def _space(arguments: argparse.Namespace) -> StudySpace:
     space = read_space(arguments.space or _default_space())
     flags = {
-        "data.name": arguments.dataset,
+        "data.name": _dataset(arguments.dataset),
+        "data.skip_broken": arguments.skip_broken or None,
         "data.shots": arguments.shots,
         "backbone.name": arguments.backbone,
         "backbone.pretrained": arguments.pretrained,
@@ -92,6 +96,19 @@ def _space(arguments: argparse.Namespace) -> StudySpace:
     return space.with_fixed(fixed, "command line") if fixed else space
 
 
+def _dataset(name: str | None) -> str | None:
+    """Return a data set's name, or its folder in full: a study may be run again from elsewhere."""
+    if name is None or name in (*EMBEDDED, *DESCRIPTIONS):
+        return name
+    return str(Path(name).absolute()) if is_path(name) else name
+
+
+def _home(arguments: argparse.Namespace) -> DataHome:
+    """Return where data lie, by the flags and else by the environment."""
+    given = {"root": arguments.data_root, "store": arguments.store}
+    return DataHome(**{name: path.expanduser().absolute() for name, path in given.items() if path is not None})
+
+
 def _default_space() -> Path:
     """Return the default space file: below the working directory, else beside the package's sources."""
     beside = Path(ammpl.__file__).resolve().parents[1] / DEFAULT_SPACE
@@ -110,12 +127,15 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.folder import check_output
+    from ammpl.study.preparation import prepare_data
     from ammpl.study.study import configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
     check_output(arguments.output)
-    for config in configurations(space):
-        preflight(config)
+    configs, home = configurations(space), _home(arguments)
+    prepare_data(configs, home, arguments.quiet)
+    for config in configs:
+        preflight(config, home)
     print(dump_yaml(space.resolved()), end="")
     return EXIT_SUCCESS
 
@@ -168,7 +188,22 @@ def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
         ray_address=arguments.ray_address,
         tracking_uri=arguments.tracking_uri,
         quiet=arguments.quiet,
+        home=_home(arguments),
     )
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from ammpl.study.preparation import prepare_data
+
+    home = _home(arguments)
+    backbone = {"backbone.name": arguments.backbone or "ViT-B-16", "backbone.pretrained": arguments.pretrained}
+    if arguments.backbone is None and arguments.pretrained is None:
+        backbone["backbone.pretrained"] = "openai"
+    for dataset in arguments.datasets:
+        name = _dataset(dataset)
+        values = {"data.name": name, "data.skip_broken": arguments.skip_broken, **backbone}
+        prepare_data([resolve("zero_shot", values, "command line")], home)
+    return EXIT_SUCCESS
 
 
 def _exit_code(summary: StudySummary) -> int:
@@ -206,6 +241,7 @@ def show(summary: StudySummary, console: Console) -> None:
 
 
 COMMANDS: dict[str, Command] = {
+    "prepare": Command("check data sets and prepare them ahead", add_prepare, _prepare),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
 }
 

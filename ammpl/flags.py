@@ -60,10 +60,11 @@ failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
     study = parser.add_argument_group("what is studied (default: what the space file says)")
     study.add_argument("--trials", type=int, metavar="N", help="trials of the search or ablation, e.g. 50")
     study.add_argument("--time-budget", metavar="TIME", help="no trial of it begins after that time, e.g. 1h30m")
-    study.add_argument("--dataset", metavar="NAME", help="the data set, e.g. digits")
+    study.add_argument("--dataset", metavar="NAME", help="a data set, e.g. oxford_pets, or a folder of your own")
     study.add_argument("--shots", type=int, metavar="N", help="training images a class, e.g. 4")
     study.add_argument("--backbone", metavar="NAME", help="a ViT of open_clip, e.g. ViT-B-16, or tiny-glyph")
     study.add_argument("--pretrained", metavar="TAG", help="its weights: open_clip's tag, e.g. openai, or a file")
+    study.add_argument("--skip-broken", action="store_true", help="leave out unreadable pictures (default: stop)")
     study.add_argument("--seed", type=int, metavar="N", help="of the sampler and of all trials, e.g. 1")
     study.add_argument(
         "--set",
@@ -112,6 +113,7 @@ flag, disk), 130 interrupted"""
 
 def _add_surroundings(parser: argparse.ArgumentParser) -> None:
     """Add the flags that decide no number."""
+    _add_home(parser)
     machine = parser.add_argument_group("where it runs")
     machine.add_argument(
         "--concurrency", type=int, metavar="N", help="trials at a time, e.g. 2 (default: as many as fit)"
@@ -131,6 +133,42 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
         help="MLflow's, e.g. http://10.0.0.1:5000 (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
     results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py prepare``."""
+    parser.usage = "tune.py prepare DATASET... [flags]"
+    parser.description = """\
+Prepare data sets ahead: check every picture, and write what trials read to
+memory-mapped files that all trials and workers of a machine share. A study
+does so by itself on first use. What was prepared before is left as it is."""
+    parser.epilog = """\
+examples:
+  python tune.py prepare oxford_pets dtd --data-root DIR --backbone ViT-B-16
+  python tune.py prepare eurosat --download
+
+exit codes: 0 all prepared, 2 something to mend (name, file, flag, disk)"""
+    what = parser.add_argument_group("what is prepared")
+    what.add_argument("datasets", nargs="+", metavar="DATASET", help="a name, e.g. oxford_pets, or a folder")
+    what.add_argument("--backbone", metavar="NAME", help="whose pixels, e.g. ViT-L-14 (default: ViT-B-16)")
+    what.add_argument("--pretrained", metavar="TAG", help="of the backbone (default: openai)")
+    what.add_argument("--skip-broken", action="store_true", help="leave out unreadable pictures (default: stop)")
+    what.add_argument(
+        "--download", action="store_true", help="get what is not there from its owners, where they allow (default: no)"
+    )
+    _add_home(parser)
+    _add_help(parser.add_argument_group("other"))
+
+
+def _add_home(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where data lie."""
+    data = parser.add_argument_group("where the data are")
+    data.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="holds the data sets (default: AMMPL_DATA_ROOT, else data)"
+    )
+    data.add_argument(
+        "--store", type=Path, metavar="DIR", help="gets prepared files (default: AMMPL_STORE, else ~/.cache/ammpl)"
+    )
 
 
 def _add_help(group: argparse._ArgumentGroup) -> None:

@@ -127,7 +127,7 @@ def test_space_files(refused: Refused, tmp_path: Path, old: str, new: str, messa
     [
         (["missing.yaml"], "missing.yaml: cannot be read (No such file or directory)"),
         (["."], ".: cannot be read (Is a directory)"),
-        (["--dataset", "digit"], "data.name: unknown data set, got 'digit'. Fix: did you mean 'digits'?"),
+        (["--dataset", "digit"], "data.name: unknown data set or folder, got 'digit'. Fix: did you mean 'digits'?"),
         (["--backbone", "ViT-B-61"], "backbone.name: unknown backbone, got 'ViT-B-61'. Fix: did you mean 'ViT-B-16'?"),
         (["--backbone", "ViT-B-16"], "backbone.pretrained: ViT-B-16 needs a pretrained tag or a checkpoint file. Fix"),
         (["--backbone", "ViT-B-16", "--pretrained", "opena"], "neither a pretrained tag of ViT-B-16 nor a file, got"),

@@ -137,6 +137,9 @@ class Pictures(Protocol):
             UserError: pictures are missing or broken.
         """
 
+    def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
+        """Return what a person should know of opened pictures: which are left out, which look otherwise than meant."""
+
     def mean_color(self) -> tuple[float, float, float]:
         """Return the mean colour, three values in [0, 1]; each picture weighs the same."""
 
@@ -206,6 +209,10 @@ class MemoryPictures:
             return Split.whole(kept, self.labels, self.class_names)
         fits = self.pixels.shape[2:] == (transform.size, transform.size)
         return Split.whole(self.pixels if fits else kept[:], self.labels, self.class_names)
+
+    def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
+        """Return nothing: these are as they were meant."""
+        return []
 
     def mean_color(self) -> tuple[float, float, float]:
         """Return the mean colour of the pictures; see :meth:`Pictures.mean_color`."""

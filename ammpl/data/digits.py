@@ -9,6 +9,8 @@ The first 90 images of each class, in the data set's order, are the pool: 50 to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -22,19 +24,33 @@ POOL_PER_CLASS = 90
 TRAIN_PER_CLASS = 50
 
 
+Draw = Callable[[np.ndarray, np.ndarray], Tensor]
+"""From (all digits, (n, 8, 8) with values 0..16; positions of some) to those as uint8 (m, 3, 28, 28)."""
+
+
 def open_digits() -> Dataset:
     """Open the digits as 28x28 images of three equal channels."""
+    return digits_drawn("digits", lambda raw, chosen: enlarge(raw[chosen]))
+
+
+def digits_drawn(name: str, draw: Draw) -> Dataset:
+    """Open the digits as images of some kind; those of the sealed test list are drawn when it is opened.
+
+    Args:
+        name: of the data set, as configurations write it.
+        draw: makes the images.
+    """
     bunch = load_digits()
-    raw, labels = bunch.images, torch.from_numpy(bunch.target).long()
+    labels = torch.from_numpy(bunch.target).long()
     # How many images of the same class came before each one: its place within the class.
     one_hot = torch.nn.functional.one_hot(labels, len(NAMES))
     place = (one_hot.cumsum(0) - one_hot).gather(1, labels[:, None])[:, 0]
 
     def pictures(chosen: Tensor) -> MemoryPictures:
-        return MemoryPictures(enlarge(raw[chosen.numpy()]), labels[chosen], NAMES)
+        return MemoryPictures(draw(bunch.images, chosen.nonzero()[:, 0].numpy()), labels[chosen], NAMES)
 
     return Dataset(
-        name="digits",
+        name=name,
         class_names=NAMES,
         train=pictures(place < TRAIN_PER_CLASS),
         validation=pictures((place >= TRAIN_PER_CLASS) & (place < POOL_PER_CLASS)),

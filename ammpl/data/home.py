@@ -6,6 +6,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+EMBEDDED = ("digits", "digits-distractor")
+"""Data sets that come with a package: they need neither folder."""
+
+
+def is_path(name: str) -> bool:
+    """Return whether a data set is named by a folder or manifest rather than by a registered name."""
+    return "/" in name or os.sep in name or Path(name).exists()
+
 
 def _from_environment(variable: str, default: Path) -> Path:
     return Path(os.environ.get(variable) or default).expanduser().absolute()

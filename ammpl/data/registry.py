@@ -1,16 +1,18 @@
-"""The data sets by name."""
+"""The data sets by name, and a person's own by their folder or manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 from ammpl.data import digits
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.dataset import Dataset
 from ammpl.data.description import Description
-from ammpl.data.home import DataHome
+from ammpl.data.home import DataHome, is_path
+from ammpl.data.own import read_own
 from ammpl.data.store import Store
 from ammpl.data.stored import dataset_on_disk
 from ammpl.errors import UserError, did_you_mean
@@ -33,7 +35,7 @@ def open_dataset(name: str, home: DataHome, skip_broken: bool = False, field: st
     """Open a data set by name, once a process. Its lists are read, no picture is decoded.
 
     Args:
-        name: a registered name.
+        name: a registered name, or the path of a folder or manifest.
         home: where data lie.
         skip_broken: leave out pictures that cannot be read, rather than stop.
         field: where the name was written, for messages.
@@ -42,9 +44,24 @@ def open_dataset(name: str, home: DataHome, skip_broken: bool = False, field: st
         UserError: unknown name, or files that are not as they should be.
     """
     known = registered()
-    if name not in known:
-        raise UserError(field, "unknown data set", got=name, fix=did_you_mean(name, known))
-    return known[name](home, skip_broken)
+    if name in known:
+        return known[name](home, skip_broken)
+    if is_path(name):
+        return _own(Path(name), home, skip_broken)
+    raise UserError(field, "unknown data set or folder", got=name, fix=did_you_mean(name, known))
+
+
+def _own(path: Path, home: DataHome, skip_broken: bool) -> Dataset:
+    own = read_own(path)
+    return dataset_on_disk(
+        path.stem if path.is_file() else path.absolute().name,
+        own.listing,
+        own.template,
+        f"{path}",
+        Store(home.store),
+        skip_broken=skip_broken,
+        warnings=own.warnings,
+    )
 
 
 def _published(description: Description, home: DataHome, skip_broken: bool) -> Dataset:

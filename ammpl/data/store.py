@@ -74,7 +74,9 @@ class Store:
         """
         form_name = "originals" if form is None else f"{form}"
         key = fingerprint(root, paths, form)
-        path = self.folder / name / f"{form_name}.{key[:16]}.arrow"
+        # Two data roots may hold a data set of one name; each keeps its own files.
+        place = f"{name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
+        path = self.folder / place / f"{form_name}.{key[:16]}.arrow"
         try:
             prepared = _opened(path, len(paths))
             if prepared is None:

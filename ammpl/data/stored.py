@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,6 @@ from ammpl.errors import UserError
 
 SHOWN = 10
 """Broken pictures that a message names; it counts the others."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +66,19 @@ class StoredPictures:
                 f"{len(broken)} of {len(self.items)} pictures cannot be read:\n{self._named(broken)}\n",
                 fix="mend or replace them, or leave them out with --skip-broken",
             )
-        logger.warning("%s: %d pictures left out:\n%s", self.name, len(broken), self._named(broken))
         return split.at([position for position in range(len(split)) if position not in broken])
+
+    def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
+        """Return what a person should know; see :meth:`ammpl.data.dataset.Pictures.notes`."""
+        prepared = self._prepared(None if originals else transform)
+        found = []
+        if broken := prepared.notes("problem"):
+            found.append(f"{self.name}: {len(broken)} pictures left out:\n{self._named(broken)}")
+        if remarks := prepared.notes("remark"):
+            found.append(
+                f"{self.name}: {len(remarks)} pictures are read as published code does:\n{self._named(remarks)}"
+            )
+        return found
 
     def mean_color(self) -> tuple[float, float, float]:
         """Return the mean colour of the pictures; see :meth:`ammpl.data.dataset.Pictures.mean_color`."""

@@ -216,8 +216,9 @@ def target_names(config: DataConfig) -> tuple[str, ...]:
 
 
 class TestList(NamedTuple):
-    """A sealed test list, opened, and the zero-shot sentence of its data set."""
+    """A sealed test list, opened; the name of its data set, and the zero-shot sentence."""
 
+    name: str
     split: Split
     template: str
 
@@ -232,7 +233,7 @@ def load_test(config: DataConfig, transform: ImageTransform, home: DataHome) -> 
 
     def opened(name: str, field: str) -> TestList:
         dataset = open_dataset(name, home, config.skip_broken, field)
-        return TestList(dataset.open_test().open(transform), dataset.template)
+        return TestList(dataset.name, dataset.open_test().open(transform), dataset.template)
 
     own = opened(config.name, "data.name")
     if config.task in ("base_to_new", "pseudo_new"):
@@ -241,4 +242,5 @@ def load_test(config: DataConfig, transform: ImageTransform, home: DataHome) -> 
             "base": own._replace(split=own.split.of_classes(base)),
             "new": own._replace(split=own.split.of_classes(new)),
         }
-    return {"": own, **{name: opened(name, "data.targets") for name in target_names(config)}}
+    targets = [opened(name, "data.targets") for name in target_names(config)]
+    return {"": own, **{target.name: target for target in targets}}

@@ -18,6 +18,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ammpl.config import TrialConfig
+from ammpl.data.home import DataHome
 from ammpl.errors import UserError
 from ammpl.study import ray_cluster
 from ammpl.study.ablation import AblationPlan, StudyPlan
@@ -28,6 +29,7 @@ from ammpl.study.environment import describe_environment
 from ammpl.study.folder import ELSEWHERE, check_output, create_folder, write_text
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
+from ammpl.study.preparation import DataNotes, prepare_data
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace
@@ -51,6 +53,7 @@ class Options:
         tracking: whether MLflow is told.
         tracking_uri: None takes MLflow's own default.
         quiet: no view while it runs.
+        home: where data lie; None takes the environment's.
     """
 
     output: Path | None = None
@@ -60,6 +63,7 @@ class Options:
     tracking: bool = True
     tracking_uri: str | None = None
     quiet: bool = False
+    home: DataHome | None = None
 
 
 def run_study(
@@ -80,19 +84,22 @@ def run_study(
         UserError: something the user can mend, found before any trial; nothing is left behind then.
     """
     check_output(options.output)
-    prepare = functools.partial(load, configurations(space)) if execute is None else None
+    prepare, notes = None, DataNotes()
+    if execute is None:
+        home, configs = options.home or DataHome(), configurations(space)
+        notes = prepare_data(configs, home, options.quiet)
+        prepare, execute = functools.partial(load, configs, home), functools.partial(train_or_test, home=home)
     with ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
-        session = _Session(space, folder, options, observers)
+        session = _Session(space, folder, options, observers, notes)
         if prepare is not None and not options.quiet:
             print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
         try:
-            completed = run_plan(session.start, execute or train_or_test, folder, resources, prepare)
+            completed = run_plan(session.start, execute, folder, resources, prepare)
         except BaseException as error:
-            summary = session.end(
-                completed=False
-            )  # also after a fault of ours, or a second Ctrl-C: keep what is known
+            # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
+            summary = session.end(completed=False)
             if not session.is_unwritable(error):
                 raise
         else:
@@ -105,8 +112,11 @@ def run_study(
 class _Session:
     """The observers and the plan of one run, from the first ready worker to the summary."""
 
-    def __init__(self, space: StudySpace, folder: Path, options: Options, observers: Sequence[Observer]):
+    def __init__(
+        self, space: StudySpace, folder: Path, options: Options, observers: Sequence[Observer], notes: DataNotes
+    ):
         self._space = space
+        self._notes = notes
         self._folder = folder
         self._options = options
         self._extra = observers
@@ -120,7 +130,7 @@ class _Session:
         """
         space, folder = self._space, self._folder
         write_text(folder / "study.yaml", dump_yaml(space.resolved()))
-        environment = describe_environment(ray.cluster_resources(), sys.argv)
+        environment = describe_environment(ray.cluster_resources(), sys.argv) | {"data": self._notes.as_dict()}
         write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         try:
             self._observers = Observers([], Records(folder, space))

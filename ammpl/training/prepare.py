@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ammpl.config import TrialConfig
@@ -36,13 +36,14 @@ class Part:
     def __len__(self) -> int:
         return len(self.pictures.labels)
 
-    def prepare(self, progress: Progress | None = None) -> int:
-        """Prepare the pictures unless they are; return how many can be read.
+    def prepare(self, progress: Progress | None = None) -> list[str]:
+        """Prepare the pictures unless they are; return what a person should know of them.
 
         Raises:
             UserError: pictures cannot be read, or the store cannot be written.
         """
-        return len(self.pictures.open(self.transform, originals=self.originals, progress=progress))
+        self.pictures.open(self.transform, originals=self.originals, progress=progress)
+        return self.pictures.notes(self.transform, originals=self.originals)
 
 
 def parts(config: TrialConfig, home: DataHome) -> Iterator[Part]:
@@ -64,18 +65,3 @@ def parts(config: TrialConfig, home: DataHome) -> Iterator[Part]:
         for part, pictures in lists.items():
             if len(pictures.labels) and (part == "test" or name == config.data.name):
                 yield Part(dataset, part, pictures, transform, False)
-
-
-def prepare(config: TrialConfig, home: DataHome, bar: Callable[[Part], Progress]) -> None:
-    """Prepare all that trials of a configuration read.
-
-    Args:
-        config: any trial's.
-        home: where data lie.
-        bar: makes what is told of a part's progress.
-
-    Raises:
-        UserError: see :func:`parts` and :meth:`Part.prepare`.
-    """
-    for part in parts(config, home):
-        part.prepare(bar(part))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
-from ammpl.data.task import Task, load_task, load_test, target_names
+from ammpl.data.task import Task, load_task, load_test
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
@@ -105,7 +105,8 @@ def test(
         learnables = folder / checkpoint.FILE if config.training.steps != 0 else None
     backbone, task = _open(config, home)
     metrics: dict[str, float] = {}
-    for name, (split, template) in load_test(config.data, task.transform, home or DataHome()).items():
+    tests = load_test(config.data, task.transform, home or DataHome())
+    for name, (_, split, template) in tests.items():
         model = _model(config, backbone, task, template)
         if learnables is not None:
             checkpoint.load_learnables(model, learnables)
@@ -114,7 +115,7 @@ def test(
     if "test/base_accuracy" in metrics:
         base, new = metrics["test/base_accuracy"], metrics["test/new_accuracy"]
         metrics["test/harmonic_mean"] = harmonic_mean(base, new)
-    if targets := target_names(config.data):
+    elif targets := [name for name in tests if name]:
         metrics["test/target_accuracy"] = sum(metrics[f"test/{name}_accuracy"] for name in targets) / len(targets)
     yield 0, metrics
 

@@ -145,7 +145,7 @@ def _memory(folder: Path, paths: list[str]) -> Iterator[Record]:
     many = list(itertools.islice(itertools.cycle(paths), GIGABYTE // (3 * SIZE**2) + 1))
     store = Store(folder / "store")
     store.open("bench/large", folder / "pictures", many, ImageTransform(SIZE))
-    (file,) = (folder / "store/bench/large").glob("*.arrow")
+    (file,) = (folder / "store/bench").glob("large-*/*.arrow")
     context = multiprocessing.get_context("spawn")
     barrier, out = context.Barrier(READERS), context.Queue()
     readers = [context.Process(target=_read_all, args=(folder, many, barrier, out)) for _ in range(READERS)]

@@ -95,7 +95,7 @@ def test_images_are_resized_for_other_backbones():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "digit"}, "data.name: unknown data set, got 'digit'. Fix: did you mean 'digits'"),
+        ({"name": "digit"}, "data.name: unknown data set or folder, got 'digit'. Fix: did you mean 'digits'"),
         ({"shots": 51}, "data.shots: class 'zero' of digits has 50 images there, got 51. Fix: at most 50"),
         ({"validation_shots": 41}, "data.validation_shots: class 'zero' of digits has 40 images there, got 41"),
     ],
@@ -115,7 +115,7 @@ def test_each_hold_out_leaves_classes_on_both_sides_and_they_differ():
             seen.add(tuple(held_out))
         assert len(seen) == HOLDOUTS
         assert set().union(*seen) == set(range(count))
-    with pytest.raises(UserError, match="data.task: 'pseudo_new' needs 5 base classes or more, got 4"):
+    with pytest.raises(UserError, match=r"data.task: 'pseudo_new' needs 5 base classes or more, got 4"):
         hold_out(4, 0)
 
 

@@ -127,7 +127,7 @@ def test_zero_shot_reads_every_target_with_its_own_sentence(home, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data.targets": "dtb"}, "data.targets: unknown data set, got 'dtb'. Fix: did you mean 'dtd'?"),
+        ({"data.targets": "dtb"}, "data.targets: unknown data set or folder, got 'dtb'. Fix: did you mean 'dtd'?"),
         ({}, "Caltech101 in .*missing. Expected there"),
     ],
 )
@@ -162,7 +162,9 @@ def test_long_training_lists_are_drawn_from_first(home, monkeypatch, tmp_path):
     drawn = load_task(resolve("ammpl", VALUES).data, 1, ImageTransform(32), elsewhere)
     assert torch.equal(drawn.train.pixels(), whole.train.pixels())
     assert torch.equal(drawn.validation.pixels(), whole.validation.pixels())
-    assert not list(tmp_path.glob("eurosat/train/*.arrow")) and list(tmp_path.glob("eurosat/train-drawn/*.arrow"))
+    assert not list(tmp_path.glob("eurosat/train-????????/*.arrow")) and list(
+        tmp_path.glob("eurosat/train-drawn-*/*.arrow")
+    )
     open_dataset.cache_clear()
     load_task.cache_clear()
 
@@ -200,7 +202,8 @@ def test_prepare_makes_all_that_trials_read(home, tmp_path):
         told[name] = 0
         return lambda done: told.update({name: told[name] + done})
 
-    prepare.prepare(config, elsewhere, bar)
+    for part in prepare.parts(config, elsewhere):
+        assert part.prepare(bar(part)) == []
     assert told == {"eurosat/train": 21, "eurosat/validation": 14, "eurosat/test": 14, "dtd/test": 4}
     before = {path: path.stat().st_mtime_ns for path in elsewhere.store.rglob("*.arrow")}
     list(run.train(config, tmp_path / "trial", elsewhere))
@@ -225,6 +228,11 @@ def test_broken_pictures_stop_a_trial_unless_it_may_do_without_them(tmp_path):
     with pytest.raises(UserError, match=r"1 of 6 pictures cannot be read:\n  river/train_1.jpg: the file is empty"):
         run.preflight(resolve("ammpl", values), home)
     config = resolve("ammpl", values | {"data.skip_broken": True})
+    notes = [note for part in prepare.parts(config, home) for note in part.prepare()]
+    assert notes == [
+        "dtd/train: 1 pictures left out:\n  river/train_1.jpg: the file is empty",
+        "dtd/test: 1 pictures left out:\n  banded/test_0.jpg: the file is not there",
+    ]
     task = load_task(config.data, 1, ImageTransform(32), home)
     assert torch.bincount(task.train.labels).tolist() == [3, 2]
     ((_, metrics),) = run.test(resolve("zero_shot", {**dict(list(values.items())[:4]), "data.skip_broken": True}),

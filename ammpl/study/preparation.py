@@ -1,0 +1,98 @@
+"""Data made ready before the first trial, on the driver, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ammpl.config import TrialConfig
+from ammpl.data.home import EMBEDDED, DataHome
+
+if TYPE_CHECKING:
+    from ammpl.training.prepare import Part
+
+
+@dataclass(frozen=True)
+class DataNotes:
+    """What a reader of the results should know of the data.
+
+    Attributes:
+        splits: data set -> the file or rule that made its lists.
+        warnings: what differs from the published data, and pictures left out.
+    """
+
+    splits: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"splits": dict(self.splits), "warnings": list(self.warnings)}
+
+
+def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = False) -> DataNotes:
+    """Prepare all that trials of these configurations read, and tell what is remarkable about it.
+
+    Embedded data need nothing, and torch stays out of this process then.
+
+    Args:
+        configs: one of each kind.
+        home: where data lie.
+        quiet: show no progress, and no warnings.
+
+    Raises:
+        UserError: unknown names; files that are missing, broken or not as they should be; the store cannot be
+            written.
+    """
+    distinct = {
+        (config.data.model_copy(update={"shots": 1, "validation_shots": None}), config.backbone): config
+        for config in configs
+        if config.data.name not in EMBEDDED or config.data.transfers
+    }
+    if not distinct:
+        return DataNotes()
+
+    from ammpl.training.prepare import parts  # imports torch
+
+    found = [part for config in distinct.values() for part in parts(config, home)]
+    datasets = {part.dataset.name: part.dataset for part in found}
+    warnings = [warning for dataset in datasets.values() for warning in dataset.warnings]
+    console = Console(stderr=True, quiet=quiet)
+    for dataset in datasets.values():
+        console.print(f"{dataset.name}: lists from {dataset.split_source}", markup=False, highlight=False)
+    with bars(console) as show:
+        for part in found:
+            warnings += part.prepare(show(part))
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    return DataNotes(tuple((name, dataset.split_source) for name, dataset in datasets.items()), tuple(warnings))
+
+
+class _Bars:
+    """Makes a bar for a part when its first pictures are done: none for what was prepared before."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def __call__(self, part: Part) -> Any:
+        bars: list[Any] = []
+
+        def advance(done: int) -> None:
+            if not bars:
+                name = f"preparing {part.dataset.name}/{part.name}"
+                bars.append(self._progress.add_task(name, total=len(part)))
+            self._progress.advance(bars[0], done)
+
+        return advance
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[_Bars]:
+    """Show the progress of each part that has to be prepared."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield _Bars(progress)
