@@ -388,9 +388,7 @@ def load_preprocessing(config: BackboneConfig) -> Preprocessing:
     architecture = open_clip.get_model_config(config.name)
     if architecture is None:
         known = [tiny_glyph.NAME, *open_clip.list_models()]
-        raise UserError(
-            "backbone.name", "unknown backbone", got=config.name, fix=did_you_mean(config.name, known)
-        )
+        raise UserError("backbone.name", "unknown backbone", got=config.name, fix=did_you_mean(config.name, known))
     tag = open_clip.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained else {}
     chosen = merge_preprocess_dict(PreprocessCfg(), tag)
     return _preprocessing(chosen | {"size": architecture["vision_cfg"]["image_size"]})
