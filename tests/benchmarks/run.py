@@ -17,7 +17,7 @@ os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
 
 from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
 
-MODULES = {"engine": "tests.benchmarks.engine"}
+MODULES = {"engine": "tests.benchmarks.engine", "memory": "tests.benchmarks.memory"}
 """Benchmark -> the module whose ``benchmark`` yields its records."""
 
 
@@ -31,7 +31,7 @@ def main() -> int:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(MODULES)}")
     machine = f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     print(machine)
-    print(f"{'case':<64} {'ours':>9} {'reference':>9} {'ratio':>6}  unit")
+    print(f"{'case':<78} {'ours':>9} {'reference':>9} {'ratio':>6}  unit")
     records: list[Record] = []
     for name in arguments.names or MODULES:
         benchmark: Benchmark = import_module(MODULES[name]).benchmark
@@ -39,7 +39,7 @@ def main() -> int:
             records.append(record)
             reference = "" if record.reference is None else f"{record.reference:.1f}"
             ratio = "" if record.ratio is None else f"{record.ratio:.2f}"
-            print(f"{record.case:<64} {record.ours:>9.1f} {reference:>9} {ratio:>6}  {record.unit}", flush=True)
+            print(f"{record.case:<78} {record.ours:>9.1f} {reference:>9} {ratio:>6}  {record.unit}", flush=True)
     if arguments.json:
         rows = [{**dataclasses.asdict(record), "ratio": record.ratio} for record in records]
         arguments.json.write_text(json.dumps({"machine": machine, "records": rows}, indent=2) + "\n")
