@@ -203,6 +203,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         name = _dataset(dataset)
         values = {"data.name": name, "data.skip_broken": arguments.skip_broken, **backbone}
         prepare_data([resolve("zero_shot", values, "command line")], home)
+        print(f"{dataset}: " + ("embedded, nothing to prepare" if name in EMBEDDED else f"prepared in {home.store}"))
     return EXIT_SUCCESS
 
 

@@ -6,7 +6,13 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EMBEDDED = ("digits", "digits-distractor")
+EMBEDDED = (
+    "digits",
+    "digits-distractor",
+    "digits-distractor-right",
+    "digits-distractor-noise",
+    "digits-distractor-noise-right",
+)
 """Data sets that come with a package: they need neither folder."""
 
 

@@ -11,6 +11,7 @@ from ammpl.data import digits
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.dataset import Dataset
 from ammpl.data.description import Description
+from ammpl.data.distractor import DISTRACTORS, open_distractor
 from ammpl.data.home import DataHome, is_path
 from ammpl.data.own import read_own
 from ammpl.data.store import Store
@@ -27,6 +28,7 @@ LONGEST_LIST = 200_000
 def registered() -> dict[str, Opener]:
     """Return the known data sets: name -> how to open it."""
     embedded: dict[str, Opener] = {"digits": lambda home, skip_broken: digits.open_digits()}
+    embedded |= {name: partial(_distractor, name) for name in DISTRACTORS}
     return embedded | {name: partial(_published, description) for name, description in DESCRIPTIONS.items()}
 
 
@@ -49,6 +51,10 @@ def open_dataset(name: str, home: DataHome, skip_broken: bool = False, field: st
     if is_path(name):
         return _own(Path(name), home, skip_broken)
     raise UserError(field, "unknown data set or folder", got=name, fix=did_you_mean(name, known))
+
+
+def _distractor(name: str, home: DataHome, skip_broken: bool) -> Dataset:
+    return open_distractor(name)
 
 
 def _own(path: Path, home: DataHome, skip_broken: bool) -> Dataset:

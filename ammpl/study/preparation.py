@@ -63,13 +63,17 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
     warnings = [warning for dataset in datasets.values() for warning in dataset.warnings]
     console = Console(stderr=True, quiet=quiet)
     for dataset in datasets.values():
-        console.print(f"{dataset.name}: lists from {dataset.split_source}", markup=False, highlight=False)
+        _say(console, f"{dataset.name}: lists from {dataset.split_source}")
     with bars(console) as show:
         for part in found:
             warnings += part.prepare(show(part))
     for warning in warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
+        _say(console, f"warning: {warning}")
     return DataNotes(tuple((name, dataset.split_source) for name, dataset in datasets.items()), tuple(warnings))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars:
