@@ -67,9 +67,11 @@ def _table(file: Path) -> pa.Table:
         if file.suffix.lower() == ".parquet":
             return pa.parquet.ParquetFile(file).read()
         texts = {name: pa.string() for name in (*COLUMNS, "class name")}  # class 007 keeps its zeros
-        return pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(column_types=texts))
+        in_order = pa.csv.ReadOptions(use_threads=False)  # then a message names the row
+        return pa.csv.read_csv(file, in_order, convert_options=pa.csv.ConvertOptions(column_types=texts))
     except pa.ArrowException as error:
-        raise UserError(str(file), f"must be {file.suffix.lower().removeprefix('.')}", got=error) from error
+        kind, reason = file.suffix.upper().removeprefix("."), " ".join(str(error).split())
+        raise UserError(str(file), f"cannot be read as {kind} ({reason})") from error
 
 
 def _columns(table: pa.Table, file: Path) -> dict[str, list[Any]]:

@@ -109,7 +109,11 @@ def _own(
         split: [entry._replace(name=settings.class_names.get(entry.name, entry.name)) for entry in entries]
         for split, entries in lists.items()
     }
-    complete, cut = _completed(renamed)
+    try:
+        complete, cut = _completed(renamed)
+    except UserError as error:
+        fix = "add some, or divide them into train, val and test yourself"
+        raise UserError(f"{where}: {error.where}", error.rule, got=error.got, fix=fix) from None
     names = class_names(complete, where)
     train, validation, test = (
         tuple(Item(entry.path, entry.label) for entry in complete[split]) for split in ("train", "validation", "test")

@@ -122,7 +122,7 @@ def test_pictures_are_known_by_their_endings_and_the_rest_is_told(tmp_path: Path
             lambda at: pictures(at, {"a": 4, "b": 4, "a/deep": 1}),
             "/a: must hold pictures only; .*: 'deep'. Fix: a fol",
         ),
-        (lambda at: pictures(at, {"a": 4, "b": 3}), "class 'b' .*too few pictures to divide among train, .*, got 3"),
+        (lambda at: pictures(at, {"a": 4, "b": 3}), "class 'b' .*too few pictures to divide .*, got 3. Fix: add"),
         (lambda at: pictures(at, {"a": 4, "b": 4, ".": 7}), "beside its folders: '1.jpg', .* and 2 more. Fix: put th"),
         (lambda at: pictures(at, {"a_b": 4, "a b": 4}), "labels 0 and 1 have one name, got 'a b'"),
         (lambda at: pictures(at, {"train/a": 1, "tset/a": 1}), "/tset: must be train, .* did you mean 'test'"),
@@ -237,13 +237,13 @@ def test_mistakes_in_manifests(tmp_path: Path, change: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("a.csv", b"", "must be csv, got"),
-        ("a.csv", b"path,class_name\nx,\xff\xfe\n", "must be csv, got"),
-        ("a.csv", b"path,class_name\nx\n", "must be csv, got"),
+        ("a.csv", b"", "a.csv: cannot be read as CSV"),
+        ("a.csv", b"path,class_name\nx,\xff\xfe\n", "a.csv: cannot be read as CSV"),
+        ("a.csv", b"path,class_name\nx,y\nx\n", "a.csv: cannot be read as CSV .*Row #3: Expected 2 columns, got 1"),
         ("a.csv", b"path;class_name\nx;y\n", "must have a column path, .* Fix: separate columns by commas"),
         ("a.csv", b"path,class_name\n", "has no training pictures"),
-        ("a.parquet", b"", "must be parquet, got"),
-        ("a.parquet", b"PAR1 and no more PAR1", "must be parquet, got"),
+        ("a.parquet", b"", "a.parquet: cannot be read as PARQUET"),
+        ("a.parquet", b"PAR1 and no more PAR1", "a.parquet: cannot be read as PARQUET"),
     ],
 )
 def test_files_that_are_no_manifest(tmp_path: Path, file: str, content: bytes, message: str) -> None:
