@@ -47,7 +47,7 @@ class DataConfig(_Config):
     Attributes:
         name: a registered data set.
         shots: training images a class (the protocol uses 1, 2, 4, 8, 16).
-        validation_shots: validation images a class; None is the protocol's min(shots, 4).
+        validation_shots: validation images a class, of a class with fewer all; None is the protocol's min(shots, 4).
         task: ``all`` trains and scores every class; ``base_to_new`` trains on the first half of the labels
             (rounded up) and tests both halves, each among its own names; ``pseudo_new`` tunes for that without
             looking at new classes: some base classes are held out, and validation scores both parts;

@@ -153,7 +153,7 @@ def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: Da
     stream = random.Random(seed)
 
     labels, choose = _pool(dataset.train, transform, originals=crops(config, dataset))
-    _check_shots(dataset, labels, "data.shots", config.shots, config)
+    _check_shots(dataset, labels, config)
     drawn = sample_shots(labels, config.shots, stream)
     train = choose(drawn)
 
@@ -164,8 +164,6 @@ def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: Da
     else:  # then from what training has left
         labels, choose = _pool(dataset.train, transform)
         unused = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, torch.tensor(drawn), False)
-    if config.validation_shots is not None:
-        _check_shots(dataset, labels[unused], "data.validation_shots", shots, config)
     rows = unused.nonzero()[:, 0]
     validation = choose(rows[sample_shots(labels[unused], shots, stream)].tolist())
 
@@ -191,17 +189,17 @@ def _pool(
     return split.labels, split.at
 
 
-def _check_shots(dataset: Dataset, labels: Tensor, field: str, shots: int, config: DataConfig) -> None:
+def _check_shots(dataset: Dataset, labels: Tensor, config: DataConfig) -> None:
     """Refuse shots beyond what every class has, unless the user has agreed to do without some pictures."""
     if config.skip_broken:
         return  # then such a class gives all it has, as in published code
     counts = torch.bincount(labels, minlength=len(dataset.class_names))
     fewest = int(counts.argmin())
-    if shots > int(counts[fewest]):
+    if config.shots > int(counts[fewest]):
         raise UserError(
-            field,
+            "data.shots",
             f"class {dataset.class_names[fewest]!r} of {dataset.name} has {int(counts[fewest])} images there",
-            got=shots,
+            got=config.shots,
             fix=f"at most {int(counts[fewest])}",
         )
 

@@ -45,7 +45,7 @@ class UnknownWordsError(UserError, ValueError):
             "backbone",
             f"{NAME} was trained on {len(Vocabulary.read().words)} words only; it has never seen "
             f"{', '.join(map(repr, self.words))} in the text {text!r}",
-            fix="use another backbone, one pretrained on natural images and language, for these class names",
+            fix="use another backbone, one trained on natural language: --backbone ViT-B-16 --pretrained openai",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

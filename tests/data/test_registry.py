@@ -41,7 +41,5 @@ def test_where_data_lie_comes_from_the_environment(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name(tmp_path):
-    with pytest.raises(
-        UserError, match=r"unknown data set or folder.*did you mean 'oxford_pets'"
-    ):
+    with pytest.raises(UserError, match=r"unknown data set or folder.*did you mean 'oxford_pets'"):
         open_dataset("oxford_pet", DataHome(tmp_path))

@@ -188,8 +188,6 @@ def test_imagenet_is_not_tuned_on_its_test_list(tmp_path):
              for s in (task.train, task.validation)]  # fmt: skip
     assert len(drawn[0]) == 6 and len(drawn[1]) == 9 and not drawn[0] & drawn[1]
     assert all(value % 10 == 0 or value % 10 == 9 for value, _ in drawn[0] | drawn[1])  # none of val's
-    with pytest.raises(UserError, match=r"data.validation_shots: class .* has 4 images there, got 5"):
-        load_task(config.data.model_copy(update={"validation_shots": 5}), 1, ImageTransform(32), home)
 
 
 def test_prepare_makes_all_that_trials_read(home, tmp_path):
