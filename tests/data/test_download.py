@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -270,6 +271,13 @@ def test_data_sets_that_are_not_offered(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown data set, got 'eurosta'. Fix: did you mean 'eurosat'\?"):
         download("eurosta", tmp_path, silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_downloads_while_the_others_wait(host: Host, tmp_path: Path, eurosat: Table) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        said = list(threads.map(lambda _: download("eurosat", tmp_path, silent, eurosat), range(4)))
+    assert len(host.asked) == 1 and len(said) == 4
+    assert len(tree(tmp_path / "eurosat")) == 20
 
 
 # Disk ----------------------------------------------------------------------------------------------------------------
