@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ammpl.config import Scalar
 from ammpl.study.plan import Plan
 from ammpl.study.trial import Outcome, State, Trial
 
+MOST_COLUMNS = 3
+"""Metrics beside the method that fit 80 columns."""
 IDLE_KEEP_RATE = 0.99
 
 
@@ -186,7 +189,7 @@ class Summary(StudySummary):
     @property
     def metrics(self) -> list[str]:
         """The metrics that the table shows: the objective, then those of the test phase but its losses."""
-        found = {metric for row in self.rows for metric in row.cells if not metric.endswith("/loss")}
+        found = {metric for row in self.rows for metric in row.cells if not metric.endswith("loss")}
         found |= {self.objective} & {metric for row in self.rows for metric in row.cells}
         return [m for m in (self.objective,) if m in found] + sorted(found - {self.objective})
 
@@ -206,15 +209,19 @@ class Summary(StudySummary):
         return markdown_table(["method", "n", *self.metrics], self._texts()) if self.rows else ""
 
     def tables(self) -> list[Table]:
-        """Return the table for the terminal, where it has rows."""
+        """Return the table for the terminal, where it has rows: a row a method, or a column with many metrics."""
         if not self.rows:
             return []
+        lines = [["method", "n", *self.metrics], *self._texts()]
         table = Table(title=f"{self.study}: mean ± sd over n fresh repeats", title_justify="left")
-        table.add_column("method", no_wrap=True)
-        for name in ("n", *self.metrics):
-            table.add_column(name, justify="right", no_wrap=True)
-        for texts in self._texts():
-            table.add_row(*texts)
+        if len(self.metrics) > MOST_COLUMNS:
+            lines = [list(line) for line in zip(*lines, strict=True)]
+            table.box = SIMPLE_HEAD
+        for column, name in enumerate(lines[0]):
+            header = name.replace(" (", "\n(") if table.box is SIMPLE_HEAD else name
+            table.add_column(header, justify="right" if column else "left", no_wrap=True)
+        for line in lines[1:]:
+            table.add_row(*line)
         return [table]
 
     def _texts(self) -> Iterable[list[str]]:

@@ -140,3 +140,22 @@ def test_why_a_study_stopped_itself_is_in_its_summary(tmp_path: Path) -> None:
     assert summary.as_dict()["stopped"] == "the first 5 trials all failed the same way: RuntimeError: broken"
     assert summary.counts == {"search": {"FAILED": 5}}
     assert _summary(tmp_path)[0].as_dict()["stopped"] is None
+
+
+def test_many_metrics_become_rows_so_that_nothing_is_cut(tmp_path: Path) -> None:
+    """Base-to-new and transfer report several accuracies; a terminal has 80 columns."""
+
+    def run(trial: Trial, folder: Path) -> Any:
+        for step, metrics in execute(trial, folder):
+            if trial.phase == "test":
+                metrics |= {f"test/{name}_accuracy": 0.5 for name in ("base", "new")} | {"test/base_loss": 1.0}
+            yield step, metrics
+
+    summary, _ = _summary(tmp_path, run)
+    console = Console(width=80, file=(out := io.StringIO()))
+    console.print(*summary.tables())
+    text = out.getvalue()
+    assert "…" not in text and "loss" not in text
+    for metric in ("validation/accuracy", "test/accuracy", "test/base_accuracy", "test/new_accuracy"):
+        (line,) = [line for line in text.splitlines() if metric in line]
+        assert str(summary.rows[0].cells[metric]) in line
