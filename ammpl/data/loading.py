@@ -19,7 +19,7 @@ AHEAD = 2
 """Batches in preparation: one may be slow to decode without holding up the step."""
 
 
-def load_batches(split: Split, order: Iterator[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def load_batches(split: Split, order: Iterator[Tensor], seed: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (chosen, pixels) for each of an order's batches.
 
     Where the split keeps originals, each batch is cropped and mirrored at random, decided by (seed, number of the
@@ -29,6 +29,7 @@ def load_batches(split: Split, order: Iterator[Tensor], seed: int) -> Iterator[t
         split: what to read.
         order: the positions of each batch, int64 (B,); may be endless.
         seed: of the augmentation.
+        first: the number of the order's first batch; a trial that goes on does not begin at 0.
 
     Yields:
         The positions, and uint8 pixels (B, 3, S, S).
@@ -46,7 +47,7 @@ def load_batches(split: Split, order: Iterator[Tensor], seed: int) -> Iterator[t
         return chosen, [threads.submit(originals.augmented, position, crop) for position, crop in pairs]
 
     with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
-        numbered = enumerate(order)
+        numbered = enumerate(order, first)
         ahead = deque(start(*item) for item in itertools.islice(numbered, AHEAD))
         try:
             while ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -70,12 +71,18 @@ def total_steps(config: TrainingConfig, images: int) -> int:
     return config.epochs * steps_per_epoch(images, config.batch_size)
 
 
-def batches(images: int, config: TrainingConfig, seed: int) -> Iterator[torch.Tensor]:
-    """Yield positions of each step's images, without end: every epoch in a new order that (seed, epoch) decides."""
-    size = min(config.batch_size, images)
-    epoch = 0
-    while True:
-        order = torch.randperm(images, generator=seeded_generator(seed, "order", epoch))
-        for index in range(steps_per_epoch(images, config.batch_size)):
-            yield order[index * size : (index + 1) * size]
-        epoch += 1
+def batches(images: int, config: TrainingConfig, seed: int, first: int = 0) -> Iterator[torch.Tensor]:
+    """Yield positions of each step's images, without end: every epoch in a new order that (seed, epoch) decides.
+
+    Args:
+        images: there are in all.
+        config: decides how many of them make a batch.
+        seed: of the orders.
+        first: the number of the first batch to yield, counted from 0 over all epochs.
+    """
+    size, length = min(config.batch_size, images), steps_per_epoch(images, config.batch_size)
+    for number in itertools.count(first):
+        epoch, index = divmod(number, length)
+        if index == 0 or number == first:
+            order = torch.randperm(images, generator=seeded_generator(seed, "order", epoch))
+        yield order[index * size : (index + 1) * size]

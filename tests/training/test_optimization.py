@@ -53,3 +53,10 @@ def test_every_epoch_is_a_new_order_of_all_images():
 
 def test_small_sets_make_one_small_batch():
     assert len(next(batches(7, training(steps=1, batch_size=32), seed=0))) == 7
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4, 7, 12])  # mid-epoch, and where epochs of 4 begin and end
+def test_the_order_can_be_entered_anywhere(first):
+    config = training(steps=10, batch_size=5)
+    whole = [batch.tolist() for batch in itertools.islice(batches(20, config, seed=3), 20)]
+    assert [batch.tolist() for batch in itertools.islice(batches(20, config, 3, first), 20 - first)] == whole[first:]
