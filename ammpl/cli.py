@@ -193,7 +193,7 @@ def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from ammpl.study.preparation import prepare_data
+    from ammpl.study.preparation import download_data, prepare_data
 
     home = _home(arguments)
     backbone = {"backbone.name": arguments.backbone or "ViT-B-16", "backbone.pretrained": arguments.pretrained}
@@ -201,6 +201,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         backbone["backbone.pretrained"] = "openai"
     for dataset in arguments.datasets:
         name = _dataset(dataset)
+        if arguments.download and name in DESCRIPTIONS:
+            download_data(name, home)
         values = {"data.name": name, "data.skip_broken": arguments.skip_broken, **backbone}
         prepare_data([resolve("zero_shot", values, "command line")], home)
         print(f"{dataset}: " + ("embedded, nothing to prepare" if name in EMBEDDED else f"prepared in {home.store}"))

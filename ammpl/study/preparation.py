@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import EMBEDDED, DataHome
@@ -70,6 +79,28 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
     for warning in warnings:
         _say(console, f"warning: {warning}")
     return DataNotes(tuple((name, dataset.split_source) for name, dataset in datasets.items()), tuple(warnings))
+
+
+def download_data(name: str, home: DataHome) -> None:
+    """Download what is missing of a data set, with a progress bar for each file; say what is left to do.
+
+    Raises:
+        UserError: no direct download, no connection, wrong content, or a root that cannot be written.
+    """
+    from ammpl.data.download import download
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def advance(file: str, done: int, total: int | None) -> None:
+            if file not in bars:
+                bars[file] = progress.add_task(f"downloading {file}", total=total)
+            progress.update(bars[file], completed=done, total=total)
+
+        done = download(name, home.root, advance)
+    _say(console, done)
 
 
 def _say(console: Console, text: str) -> None:

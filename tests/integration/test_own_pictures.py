@@ -96,3 +96,10 @@ def test_prepare(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.arrow")} == files
     nothing = tune(tmp_path, "prepare", "dtd", *flags)
     assert nothing.returncode == 2 and "Expected there:\ndtd/\n" in nothing.stderr
+
+
+def test_what_cannot_be_downloaded_says_what_layout_is_expected(tmp_path: Path) -> None:
+    """The middle frames of UCF101 are on no host that allows it: nothing is tried, and no network needed."""
+    nothing = tune(tmp_path, "prepare", "ucf101", "--download")
+    assert nothing.returncode == 2 and "cannot be downloaded from here" in nothing.stderr
+    assert "UCF-101-midframes/" in nothing.stderr and "Traceback" not in nothing.stderr
