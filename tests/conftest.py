@@ -1,7 +1,28 @@
-"""What every test shares: one torch thread. Small matrices on many threads of few cores are ten times slower."""
+"""What every test shares: one torch thread, and a small disk to fill."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # small matrices on many threads of few cores are ten times slower
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a file system of its own needs the rights to mount one")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,6 @@ from tests.study.fakes import Recorder, execute, small_space
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 FULL = "cannot be written (No space left on device). Fix: free some space, or name a folder elsewhere with --output"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a file system of its own needs the rights to mount one")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 class _Filler(Recorder):
