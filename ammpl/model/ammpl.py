@@ -125,7 +125,7 @@ class AMMPL(nn.Module):
         if self.image_prompt is not None:
             assert patches_BNV is not None
             rows_G = self.image_prompt.rows(classes.trained_C)
-            uniform_BGN = self._uniform((len(patches_BNV), len(rows_G)), "mask", step)
+            uniform_BGN = self.training_noise(len(patches_BNV), len(rows_G), step)
             mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN)
         return self._score(patches_BNV, pooled_BD, classes, mask_BGN, step)
 
@@ -185,6 +185,10 @@ class AMMPL(nn.Module):
         assert text_BCD is not None
         cosine_BC = (F.normalize(image_BGD, dim=-1) * F.normalize(text_BCD, dim=-1)).sum(-1)
         return self.backbone.logit_scale * cosine_BC
+
+    def training_noise(self, images: int, groups: int, step: int) -> Tensor:
+        """Return what a step's masks are drawn from: uniform noise (B, G, N)."""
+        return self._uniform((images, groups), "mask", step)
 
     def _uniform(self, leading: tuple[int, ...], *purpose: object) -> Tensor:
         generator = seeded_generator(self.seeds.noise, *purpose)

@@ -188,24 +188,35 @@ class ImagePrompt(nn.Module):
         """
         B, N, V = patches_BNV.shape
         G = mask_BGN.shape[1]
-        keep = mask_BGN.expand(B, G, N).reshape(B * G, N, 1)
-        tokens = keep * patches_BNV[:, None].expand(B, G, N, V).reshape(B * G, N, V)
+        tokens_RNV = patches_BNV[:, None].expand(B, G, N, V).reshape(B * G, N, V)
+        groups_R = torch.arange(G, device=tokens_RNV.device).repeat(B)
+        features_RD = self.features(tokens_RNV, mask_BGN.expand(B, G, N).reshape(B * G, N), paddings_JGNV, groups_R)
+        return features_RD.view(B, G, -1)
+
+    def features(self, patches_RNV: Tensor, mask_RN: Tensor, paddings_JGNV: Tensor | None, groups_R: Tensor) -> Tensor:
+        """Return image features (R, D) of R masked images, not normalised.
+
+        Args:
+            patches_RNV: patch tokens before positions.
+            mask_RN: 1 keeps.
+            paddings_JGNV: from :meth:`paddings`.
+            groups_R: which of the G paddings each one gets.
+        """
+        keep = mask_RN[:, :, None]
+        tokens = keep * patches_RNV
         if paddings_JGNV is None:
-            return self.backbone.image_features(tokens).view(B, G, -1)
+            return self.backbone.image_features(tokens)
 
-        def padding(depth: int) -> Tensor:
-            return paddings_JGNV[depth].expand(B, G, -1, V).reshape(B * G, -1, V)
-
-        tokens = tokens + (1 - keep) * padding(0)
+        tokens = tokens + (1 - keep) * paddings_JGNV[0][groups_R]
         positions_NV = self.backbone.vision_positions_NV
 
         def repad(block: int, tokens: Tensor) -> Tensor:
             if block >= len(paddings_JGNV):
                 return tokens
-            return keep * tokens + (1 - keep) * (padding(block) + positions_NV)
+            return keep * tokens + (1 - keep) * (paddings_JGNV[block][groups_R] + positions_NV)
 
         deep = repad if len(paddings_JGNV) > 1 else None
-        return self.backbone.image_features(tokens, deep).view(B, G, -1)
+        return self.backbone.image_features(tokens, deep)
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:

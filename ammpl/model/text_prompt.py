@@ -34,6 +34,14 @@ class Classes:
     ends_C: Tensor
     fixed_CD: Tensor | None
 
+    def at(self, chosen: Tensor) -> Classes:
+        """Return some of the classes, in this order."""
+        names = tuple(self.names[index] for index in chosen.tolist())
+        fixed_CD = None if self.fixed_CD is None else self.fixed_CD[chosen]
+        if fixed_CD is not None:
+            return Classes(names, self.trained_C[chosen], self.embeddings_CLT, self.ends_C, fixed_CD)
+        return Classes(names, self.trained_C[chosen], self.embeddings_CLT[chosen], self.ends_C[chosen], None)
+
 
 class TextPrompt(nn.Module):
     """Context vectors and how prompts are made of them.
@@ -144,3 +152,17 @@ class TextPrompt(nn.Module):
         )
         features = self.backbone.text_features(prompts_BCLT.reshape(B * C, L, T), classes.ends_C.repeat(B))
         return features.view(B, C, -1)
+
+    def of_pairs(self, classes: Classes, class_R: Tensor, shift_RT: Tensor) -> Tensor:
+        """Return text features (R, D) of (image, class) pairs, not normalised.
+
+        Args:
+            classes: from :meth:`classes`.
+            class_R: each pair's class.
+            shift_RT: what N1 adds to every context vector of each pair.
+        """
+        before, after = classes.embeddings_CLT[:, :1], classes.embeddings_CLT[:, 1 + self.length :]
+        own = self.config.context == "class"
+        context_RMT = (self.context[classes.trained_C[class_R]] if own else self.context) + shift_RT[:, None]
+        prompts_RLT = torch.cat([before[class_R], context_RMT, after[class_R]], dim=1)
+        return self.backbone.text_features(prompts_RLT, classes.ends_C[class_R])

@@ -1,0 +1,108 @@
+"""The two-pass step equals one graph: loss and gradients, whatever the chunk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ammpl.model.ammpl import AMMPL
+from ammpl.model.scoring import backward
+from tests.model.conftest import NAMES
+from tests.model.test_ammpl import SEEDS, config, inputs, randomize
+
+LABELS = torch.tensor([0, 2, 1, 3, 2])
+STEP = 7
+
+
+def one_graph(model, patches, pooled, classes):
+    model.zero_grad()
+    loss = F.cross_entropy(model(patches, pooled, classes, STEP).float(), LABELS)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def two_passes(model, patches, pooled, classes, **settings):
+    model.zero_grad()
+    done = backward(model, patches, pooled, classes, LABELS, STEP, **settings)
+    return done, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+VARIANTS = [
+    {},
+    {"padding__depth": 3},
+    {"padding__depth": 0},
+    {"padding__content": "noise", "padding__depth": 2, "interaction__direction": "none"},
+    {"padding__content": "learned", "interaction__direction": "image_to_text"},
+    {"interaction__direction": "text_to_image"},
+    {"interaction__image_source": "pooled"},
+    {"mask__estimator": "relaxed"},
+    {"mask__parameterization": "clamp"},
+    {"mask__kind": "binary", "mask__initial_probability": 0.5},
+    {"mask__kind": "random"},
+    {"text__context": "class"},
+    {"text__context": "fixed", "interaction__direction": "text_to_image"},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=str)
+@pytest.mark.parametrize("chunk", [1, 3, 7, 20, 99])
+def test_two_passes_equal_one_graph(values, chunk, backbone64, images):
+    model = randomize(AMMPL(config(**values), backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    loss, expected = one_graph(model, *arguments)
+    done, found = two_passes(model, *arguments, chunk=chunk)
+    torch.testing.assert_close(done.loss, loss)
+    assert (done.skipped, done.skipped_gradient) == (0, 0)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        # The softmax is in fp32, as in training; all else in fp64.
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+        assert gradient.abs().max() > 0, name
+
+
+def test_classes_in_another_order_and_number(backbone64, images):
+    """As with candidates, or a part of the classes: rows of the matrix follow the names."""
+    model = randomize(AMMPL(config(), backbone64, NAMES, SEEDS))
+    classes = model.classes((*NAMES[::-1], "a fifth"))
+    arguments = (*inputs(model, images), classes)
+    _, expected = one_graph(model, *arguments)
+    _, found = two_passes(model, *arguments, chunk=4)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_what_is_skipped_is_small_and_told(backbone64, images):
+    model = randomize(AMMPL(config(), backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    _, exact = two_passes(model, *arguments, chunk=8)
+    with torch.no_grad():
+        logits = model(*arguments, STEP).float()
+    slope = (logits.softmax(-1) - F.one_hot(LABELS, len(NAMES))) / len(LABELS)
+    tolerance = slope.abs().median().item()
+    done, found = two_passes(model, *arguments, chunk=8, tolerance=tolerance)
+    left_out = slope.abs()[slope.abs() < tolerance]
+    assert done.skipped == pytest.approx(len(left_out) / slope.numel())
+    assert 0.3 < done.skipped < 0.7
+    assert done.skipped_gradient == pytest.approx((left_out.sum() / slope.abs().sum()).item(), rel=1e-4)
+    error = sum((found[name] - exact[name]).norm() ** 2 for name in exact) ** 0.5
+    size = sum(gradient.norm() ** 2 for gradient in exact.values()) ** 0.5
+    assert 0 < error / size < 0.5
+    done, none = two_passes(model, *arguments, chunk=8, tolerance=2.0)  # nothing is as large
+    assert done.skipped == 1 and done.skipped_gradient == pytest.approx(1) and not none
+
+
+def test_graphs_do_not_grow_with_the_classes(backbone64, images, monkeypatch):
+    """What one chunk holds is all that is held: the towers never see more rows than the chunk."""
+    model = randomize(AMMPL(config(), backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    rows = []
+    honest = type(backbone64).image_features
+
+    def counted(self, tokens, *more):
+        rows.append(len(tokens))
+        return honest(self, tokens, *more)
+
+    monkeypatch.setattr(type(backbone64), "image_features", counted)
+    two_passes(model, *arguments, chunk=6)
+    assert max(rows) == 6 and sum(rows) == 2 * len(LABELS) * len(NAMES)
