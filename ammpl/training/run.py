@@ -1,14 +1,16 @@
 """One trial, from its configuration to its numbers.
 
 :func:`train` and :func:`test` are generators of (step, metrics): whoever drives them may stop in between (a pruner
-does). Metric names: ``train/...`` over the steps since the last evaluation, ``validation/...``, ``test/...``, and the
-diagnostics of :mod:`ammpl.training.evaluation`.
+does). Where the process dies instead, :func:`train` goes on from the trial's running checkpoint
+(:mod:`ammpl.training.running`). Metric names: ``train/...`` over the steps since the last evaluation,
+``validation/...``, ``test/...``, and the diagnostics of :mod:`ammpl.training.evaluation`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from ammpl.data.task import Task, load_task, load_test
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
-from ammpl.training import checkpoint
+from ammpl.training import checkpoint, running
 from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean, patches, pooled_features
 from ammpl.training.figures import draw_masks
 from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
@@ -55,10 +57,13 @@ def preflight(config: TrialConfig, home: DataHome | None = None) -> None:
 def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> Iterator[tuple[int, dict[str, float]]]:
     """Train one trial, yielding at each evaluation; write its files once it is complete.
 
+    Where a trial of this configuration has died in this folder, it goes on: the evaluations made before are yielded
+    again, then those still to come, exactly as if it had not died. Closing the generator ends the trial for good.
+
     Args:
         config: everything that decides the numbers.
         folder: gets ``learnables.safetensors``, ``config.json``, ``data.json`` and, with a learned mask,
-            ``masks.png``.
+            ``masks.png``; from the first evaluation until then ``running.safetensors``.
         home: where data lie; None takes the environment's.
 
     Yields:
@@ -70,15 +75,21 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
     """
     backbone, task = _open(config, home)
     model = _model(config, backbone, task)
-    if config.training.steps != 0:
-        yield from _optimize(config, model, task)
-    else:
-        yield 0, {**_validate(model, task), **diagnostics(model)}
+    try:
+        if config.training.steps != 0:
+            yield from _optimize(config, model, task, folder)
+        else:
+            yield 0, {**_validate(model, task), **diagnostics(model)}
+    except (GeneratorExit, TrainingDivergedError):  # pruned, or the configuration's own fault: nobody will go on
+        if not sys.is_finalizing():  # a process that exits closes what waits in it, and decides nothing by that
+            running.remove(folder)
+        raise
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / "data.json").write_text(json.dumps(task.record(), indent=2) + "\n", encoding="utf-8")
     draw_masks(model, task.validation, folder / "masks.png")
+    running.remove(folder)  # last: a trial that dies over its files goes on, too
 
 
 def test(
@@ -140,17 +151,19 @@ def _model(config: TrialConfig, backbone: Backbone, task: Task, template: str | 
     return AMMPL(config.model, backbone, names, config.seeds, template, **color)
 
 
-def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[int, dict[str, float]]]:
-    training, images = config.training, len(task.train)
+def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    training, images, seed = config.training, len(task.train), config.seeds.noise
     optimizer, factor = build_optimizer(model, training), schedule(training, images)
+    resumable = running.RunningCheckpoint(folder, config, model, optimizer)
+    evaluations = resumable.restore()
+    yield from evaluations
+    first, total = evaluations[-1][0] if evaluations else 0, total_steps(training, images)
     learnables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     classes = model.classes(task.train.class_names)
-    order = batches(images, training, config.seeds.noise)
-    total = total_steps(training, images)
+    order = itertools.islice(batches(images, training, seed, first), total - first)
     losses: list[float] = []
     gradient_norms: list[float] = []
-    batches_of_pixels = load_batches(task.train, itertools.islice(order, total), config.seeds.noise)
-    for step, (chosen, pixels) in enumerate(batches_of_pixels):
+    for step, (chosen, pixels) in enumerate(load_batches(task.train, order, seed, first), first):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         model.train()
@@ -171,6 +184,8 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task) -> Iterator[tuple[i
                 **diagnostics(model),
             }
             losses, gradient_norms = [], []
+            evaluations.append((done, metrics))
+            resumable.save(evaluations)  # before it is told: what was told can be gone on from
             yield done, metrics
 
 

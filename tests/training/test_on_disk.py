@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -19,56 +17,9 @@ from ammpl.data.transform import ImageTransform
 from ammpl.errors import UserError
 from ammpl.model.backbone import load_backbone, load_preprocessing
 from ammpl.training import prepare, run
+from tests.training.published import VALUES, VIT, write_published
 
-VIT = "ViT-small-test"
-NAMES = ("annual crop land", "forest", "river", "sea or lake", "highway", "pasture", "town")
-PER_CLASS = {"train": 3, "val": 2, "test": 2}
-VALUES = {
-    "backbone.name": VIT,
-    "backbone.pretrained": "random",
-    "data.name": "eurosat",
-    "data.shots": 2,
-    "model.mask.scope": "task",
-    "training.steps": 3,
-    "training.batch_size": 4,
-    "training.evaluate_every": 3,
-}
-
-
-def write_published(root: Path, folder: str, images: str, split_file: str, names: tuple[str, ...]) -> None:
-    """Write a data set with its split file; every picture has a size and a pattern of its own."""
-    split: dict[str, list[list[object]]] = {part: [] for part in PER_CLASS}
-    for label, name in enumerate(names):
-        for part, count in PER_CLASS.items():
-            for number in range(count):
-                path = f"{name}/{part}_{number}.jpg"
-                (root / folder / images / name).mkdir(parents=True, exist_ok=True)
-                stream = np.random.default_rng([label, number, len(part)])
-                small = stream.integers(0, 256, (6, 5, 3), dtype=np.uint8)
-                size = (40 + 3 * label, 48 - 2 * number)
-                Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(root / folder / images / path)
-                split[part].append([path, label, name])
-    (root / folder / split_file).write_text(json.dumps(split))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    write_published(folder / "data", "eurosat", "2750", "split_zhou_EuroSAT.json", NAMES)
-    write_published(folder / "data", "dtd", "images", "split_zhou_DescribableTextures.json", ("banded", "river"))
-    return DataHome(folder / "data", folder / "store")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_vit():
-    architecture = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(open_clip.factory._MODEL_CONFIGS, VIT, architecture)
-        yield
+pytestmark = pytest.mark.usefixtures("small_vit")
 
 
 @pytest.mark.parametrize(
