@@ -1,8 +1,8 @@
 """A training step of class scope: two passes in chunks of pairs, against one graph through open_clip's own modules.
 
 ViT-B/16's shapes and random weights, with fewer blocks of the same width in both towers where a case would take ten
-minutes (it says how many); one image, so that the plain form fits at all. Each measurement runs in a process of its own,
-the two sides alternating: seconds of the step, and the peak of resident memory above its level before the step.
+minutes (it says how many); one image, so that the plain form fits at all. Each measurement runs in a process of its
+own, the two sides alternating: seconds of the step, and the peak of resident memory above its level before the step.
 """
 
 from __future__ import annotations
