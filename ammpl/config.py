@@ -231,6 +231,10 @@ class TrainingConfig(_Config):
         schedule: ``cosine`` to zero, each step; ``coop``: stepped each epoch, the first at 1e-5, then cosine
             (needs ``epochs``); ``constant``.
         evaluate_every: steps between validations, which are what the pruner sees; the last step is always one.
+        grad_tolerance: with masks of scope ``class``, (image, class) pairs whose score moves the loss by less get no
+            gradient, |dL/ds| < tolerance; 0 is exact.
+        chunk: with masks of scope ``class``, pairs in flight: bounds the memory, and changes sums in their last digits
+            only. None takes what two gigabytes hold, on a GPU half of its free memory.
     """
 
     steps: int | None = Field(None, ge=0)
@@ -242,6 +246,8 @@ class TrainingConfig(_Config):
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["cosine", "coop", "constant"] = "cosine"
     evaluate_every: int = Field(20, ge=1)
+    grad_tolerance: float = Field(0.0, ge=0)
+    chunk: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

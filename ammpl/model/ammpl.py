@@ -108,6 +108,11 @@ class AMMPL(nn.Module):
             self.image_to_text is not None and self.config.interaction.image_source == "pooled"
         )
 
+    @property
+    def masks_each_class(self) -> bool:
+        """Whether every class has an image pass of its own, the paper's form."""
+        return self.image_prompt is not None and self.config.mask.scope == "class"
+
     def classes(self, names: Sequence[str]) -> Classes:
         """Prepare class names for scoring; see :meth:`TextPrompt.classes`."""
         return self.text_prompt.classes(names)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammpl.model.ammpl import AMMPL
+from ammpl.model.backbone import Backbone
 from ammpl.model.text_prompt import Classes
 
 
@@ -71,6 +72,10 @@ def backward(
         return score_pairs(model, patches_BNV, pooled_BD, classes, image_R, class_R, uniform_BCN, step)
 
     everything = torch.arange(B * C, device=patches_BNV.device)
+    if chunk >= B * C and tolerance == 0:  # one graph holds it all
+        loss = F.cross_entropy(scores(everything).view(C, B).T.float(), labels_B)
+        loss.backward()
+        return Backward(loss.detach())
     with torch.no_grad():
         logits_BC = torch.cat([scores(pairs_R) for pairs_R in everything.split(chunk)]).view(C, B).T
     leaf_BC = logits_BC.float().requires_grad_()
@@ -87,6 +92,19 @@ def backward(
         return Backward(loss.detach())
     left_out = 1 - (size_R[kept_R].sum() / size_R.sum()).item()
     return Backward(loss.detach(), 1 - len(kept_R) / (B * C), left_out)
+
+
+def pairs_in_flight(backbone: Backbone) -> int:
+    """Return how many pairs' graphs two gigabytes hold, or half of the memory that a GPU has free.
+
+    A pair's graph keeps some 14 tensors of (tokens, width) for each block of the image tower (measured on ViT-B/16's
+    shapes: 12.5, its share of the text tower included).
+    """
+    values = (backbone.patch_count + 1) * backbone.vision_width * backbone.vision_layers
+    budget = 2e9
+    if backbone.device.type == "cuda":
+        budget = torch.cuda.mem_get_info(backbone.device)[0] / 2
+    return max(1, int(budget // (14 * values * backbone.dtype.itemsize)))
 
 
 def score_pairs(

@@ -37,6 +37,8 @@ MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.interaction.strength": _NETWORKS,
     "model.interaction.image_source": {"model.interaction.direction": ("both", "image_to_text")},
     "training.mask_lr_multiplier": {"model.mask.kind": ("learned", "binary")},
+    "training.grad_tolerance": {**_PADDED, "model.mask.scope": ("class",)},
+    "training.chunk": {**_PADDED, "model.mask.scope": ("class",)},
 }
 """A field of the trial -> the switches that make it matter, each with the values that do. Others always matter."""
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ammpl.config import TrialConfig
+from ammpl.config import TrainingConfig, TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
 from ammpl.data.task import Task, load_task, load_test
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
+from ammpl.model.scoring import Backward, backward, pairs_in_flight
+from ammpl.model.text_prompt import Classes
 from ammpl.training import checkpoint, running
 from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean, patches, pooled_features
 from ammpl.training.figures import draw_masks
@@ -161,47 +164,74 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
     learnables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     classes = model.classes(task.train.class_names)
     order = itertools.islice(batches(images, training, seed, first), total - first)
-    losses: list[float] = []
-    gradient_norms: list[float] = []
+    steps = _Means()
     for step, (chosen, pixels) in enumerate(load_batches(task.train, order, seed, first), first):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         model.train()
-        loss = _loss(model, task, chosen, pixels, classes, step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        gradient_norms.append(torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None]).item())
-        losses.append(loss.item())
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(losses[-1], step, optimizer.param_groups[0]["lr"])
+        back = _backward(training, model, task, chosen, pixels, classes, step)
+        loss = back.loss.item()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None]).item()
+        steps.add({"train/loss": loss, "train/gradient_norm": norm})
+        if training.grad_tolerance:
+            steps.add({"train/skipped_pairs": back.skipped, "train/skipped_gradient": back.skipped_gradient})
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(loss, step, optimizer.param_groups[0]["lr"])
         optimizer.step()
         done = step + 1
         if done % training.evaluate_every == 0 or done == total:
-            metrics = {
-                "train/loss": sum(losses) / len(losses),
-                "train/gradient_norm": sum(gradient_norms) / len(gradient_norms),
-                **_validate(model, task),
-                **diagnostics(model),
-            }
-            losses, gradient_norms = [], []
+            metrics = {**steps.take(), **_validate(model, task), **diagnostics(model)}
             evaluations.append((done, metrics))
             resumable.save(evaluations)  # before it is told: what was told can be gone on from
             yield done, metrics
 
 
-def _loss(
-    model: AMMPL, task: Task, chosen: torch.Tensor, pixels: torch.Tensor, classes: object, step: int
-) -> torch.Tensor:
+class _Means:
+    """Means over the steps since the last evaluation."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+
+    def take(self) -> dict[str, float]:
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values = {}
+        return means
+
+
+def _backward(
+    training: TrainingConfig,
+    model: AMMPL,
+    task: Task,
+    chosen: torch.Tensor,
+    pixels: torch.Tensor,
+    classes: Classes,
+    step: int,
+) -> Backward:
+    """Add the gradients of one step's loss to the learnables."""
+    backbone = model.backbone
     patches_BNV = pooled_BD = None
     if model.reads_patches or (model.reads_pooled and task.augmented):
-        patches_BNV = patches(model.backbone, pixels)
+        patches_BNV = patches(backbone, pixels)
     if model.reads_pooled and patches_BNV is not None and task.augmented:  # a crop is seen once
         with torch.no_grad():
-            pooled_BD = model.backbone.image_features(patches_BNV)
+            pooled_BD = backbone.image_features(patches_BNV)
     elif model.reads_pooled:
-        pooled_BD = pooled_features(model.backbone, task.train)[chosen]
-    logits_BC = model(patches_BNV, pooled_BD, classes, step)
-    return F.cross_entropy(logits_BC.float(), task.train.labels[chosen].to(logits_BC.device))
+        pooled_BD = pooled_features(backbone, task.train)[chosen]
+    labels_B = task.train.labels[chosen].to(backbone.device)
+    if model.masks_each_class:
+        assert patches_BNV is not None
+        chunk = training.chunk or pairs_in_flight(backbone)
+        return backward(
+            model, patches_BNV, pooled_BD, classes, labels_B, step, chunk=chunk, tolerance=training.grad_tolerance
+        )
+    loss = F.cross_entropy(model(patches_BNV, pooled_BD, classes, step).float(), labels_B)
+    loss.backward()
+    return Backward(loss.detach())
 
 
 def _validate(model: AMMPL, task: Task) -> dict[str, float]:

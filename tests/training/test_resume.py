@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,13 @@ def contents(folder):
 def trained(monkeypatch):
     """The steps that are trained, as they happen."""
     steps: list[int] = []
-    loss = run._loss
+    backward = run._backward
 
     def counted(*args):
         steps.append(args[-1])
-        return loss(*args)
+        return backward(*args)
 
-    monkeypatch.setattr(run, "_loss", counted)
+    monkeypatch.setattr(run, "_backward", counted)
     return steps
 
 
@@ -122,14 +123,14 @@ from ammpl.config import resolve
 from ammpl.training import run
 
 folder, values, ending = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-loss = run._loss
+backward = run._backward
 
 def deadly(*args):
     if args[-1] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return loss(*args)
+    return backward(*args)
 
-run._loss = deadly
+run._backward = deadly
 trial = run.train(resolve("ammpl", values), folder)
 for evaluation in trial:
     print(json.dumps(evaluation), flush=True)
@@ -284,22 +285,26 @@ def test_a_pruned_trial_leaves_nothing_to_go_on_from(whole, tmp_path):
 def test_a_diverged_trial_leaves_nothing_to_go_on_from_but_other_failures_do(whole, trained, monkeypatch, tmp_path):
     expected, files = whole
     config = resolve("ammpl", TASK)
-    loss = run._loss
+    backward = run._backward
 
     def failing(*args):
         if args[-1] == 4:
             raise MemoryError
-        return loss(*args)
+        return backward(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_loss", failing)
+        patch.setattr(run, "_backward", failing)
         with pytest.raises(MemoryError):
             list(train(config, tmp_path))
     trained.clear()
     assert list(train(config, tmp_path)) == expected
     assert trained == [3, 4, 5, 6] and contents(tmp_path) == files
 
-    monkeypatch.setattr(run, "_loss", lambda *args: loss(*args) * (float("nan") if args[-1] == 4 else 1))
+    def diverging(*args):
+        done = backward(*args)
+        return replace(done, loss=done.loss * (float("nan") if args[-1] == 4 else 1))
+
+    monkeypatch.setattr(run, "_backward", diverging)
     with pytest.raises(TrainingDivergedError, match="step 4"):
         list(train(config, tmp_path / "diverged"))
     assert contents(tmp_path / "diverged") == {}

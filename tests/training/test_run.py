@@ -166,3 +166,17 @@ def test_the_matrix_finds_patches_that_carry_nothing(noisy_ring, tmp_path):
         p = tensors.get_tensor("image_prompt.mask.matrix_GN").sigmoid()
     # Not near 1: the digits' own margin carries little too. An idle matrix has .5.
     assert roc_auc_score(~noisy_ring.flatten(), p[0]) > 0.7
+
+
+def test_class_scope_in_chunks_trains_as_one_graph_does(tmp_path):
+    whole = resolve("ammpl", {**SMALL, "model.mask.scope": "class", "training.batch_size": 4})
+    chunked = whole.with_values({"training.chunk": 7})
+    for (step, expected), (_, found) in zip(
+        numbers(whole, tmp_path / "a"), numbers(chunked, tmp_path / "b"), strict=True
+    ):
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-4), step
+        assert found["validation/loss"] == pytest.approx(expected["validation/loss"], rel=1e-4)
+    ((_, exact),) = numbers(whole.with_values({"training.steps": 2}), tmp_path / "c")
+    assert "train/skipped_pairs" not in exact
+    ((_, some),) = numbers(whole.with_values({"training.steps": 2, "training.grad_tolerance": 0.01}), tmp_path / "d")
+    assert 0 < some["train/skipped_pairs"] < 1 and 0 < some["train/skipped_gradient"] < some["train/skipped_pairs"]
