@@ -16,7 +16,7 @@ from ammpl.config import resolve
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, is_path
 from ammpl.errors import UserError, did_you_mean
-from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_tune
+from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_resume, add_tune
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
@@ -141,7 +141,7 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
 
 
 def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    options = _options(space, arguments)
+    options = _options(space.name, arguments)
 
     from ammpl.study.study import run_study  # imports Ray, whose seconds a mistake need not wait for
 
@@ -154,7 +154,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     from ammpl.study.rerun import compare, finished_space
 
     space = finished_space(arguments.study)
-    options = _options(space, arguments)
+    options = _options(space.name, arguments)
 
     from ammpl.study.study import run_study
 
@@ -169,7 +169,23 @@ def _rerun(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
 
 
-def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
+def _resume(arguments: argparse.Namespace) -> int:
+    from ammpl.study.replay import check_study
+
+    check_study(arguments.study)
+    options = _options(f"{arguments.study}", arguments)
+
+    from ammpl.study.study import resume_study
+
+    summary = resume_study(arguments.study, options)
+    if summary is None:
+        print(f"{arguments.study}: the study has ended, there is nothing to resume")
+        return EXIT_SUCCESS
+    show(summary, Console())
+    return _exit_code(summary)
+
+
+def _options(name: str, arguments: argparse.Namespace) -> Options:
     """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0
@@ -177,12 +193,12 @@ def _options(space: StudySpace, arguments: argparse.Namespace) -> Options:
             raise UserError(flag, f"must be at least {least}", got=value)
 
     if not arguments.quiet:
-        print(f"study {space.name}: starting Ray, loading the backbone and the data", flush=True)
+        print(f"study {name}: starting Ray, loading the backbone and the data", flush=True)
 
     from ammpl.study.study import Options
 
     return Options(
-        output=arguments.output,
+        output=getattr(arguments, "output", None),
         concurrency=arguments.concurrency,
         gpus_per_trial=arguments.gpus_per_trial,
         ray_address=arguments.ray_address,
@@ -228,6 +244,7 @@ def show(summary: StudySummary, console: Console) -> None:
         console.print(table)
     if summary.interrupted:
         say("interrupted: this is what was known by then")
+        say(f"it goes on with: python tune.py resume {summary.folder}")
     for remark in summary.remarks:
         say(remark)
     for reason, count in summary.reasons.items():
@@ -245,6 +262,7 @@ def show(summary: StudySummary, console: Console) -> None:
 
 COMMANDS: dict[str, Command] = {
     "prepare": Command("check data sets and prepare them ahead", add_prepare, _prepare),
+    "resume": Command("go on with a study that was interrupted, or died", add_resume, _resume),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
 }
 

@@ -111,8 +111,29 @@ flag, disk), 130 interrupted"""
     _add_help(parser.add_argument_group("other"))
 
 
-def _add_surroundings(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that decide no number."""
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py resume``."""
+    parser.usage = "tune.py resume STUDY [flags]"
+    parser.description = """\
+Go on with a study that was interrupted, or whose process or machine died.
+Trials that ended are not run again, those that had begun are, under the same
+names; sampler and pruner go on as if nothing had happened, and MLflow in the
+same runs. Give the same --data-root, --store and --ray-address as then."""
+    parser.epilog = """\
+example:
+  python tune.py resume studies/default-20260101-120000
+
+exit codes: 0 done, or had ended before, 1 no result, 2 something to mend (file,
+flag, disk), 130 interrupted"""
+    parser.add_argument_group("what runs").add_argument(
+        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+    )
+    _add_surroundings(parser, new=False)
+    _add_help(parser.add_argument_group("other"))
+
+
+def _add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
+    """Add the flags that decide no number; ``new`` for a study that gets a folder."""
     _add_home(parser)
     machine = parser.add_argument_group("where it runs")
     machine.add_argument(
@@ -126,11 +147,14 @@ def _add_surroundings(parser: argparse.ArgumentParser) -> None:
     )
 
     results = parser.add_argument_group("where the results go")
-    results.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: studies/NAME-TIME)")
+    if new:
+        results.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: studies/NAME-TIME)")
     results.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow's, e.g. http://10.0.0.1:5000 (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+        help="MLflow's, e.g. http://10.0.0.1:5000 (default: "
+        + ("" if new else "where the study began, else ")
+        + "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
     results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
 

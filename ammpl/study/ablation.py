@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,11 +22,11 @@ class AblationPlan(BasePlan):
         space: what to run.
         folder: the study folder; a test trial loads what its training left under it.
         observer: is told of every trial in order.
-        clock: seconds; for tests.
+        clock: seconds since the study began; None counts from now.
     """
 
     def __init__(
-        self, space: AblationSpace, folder: Path, observer: Observer, clock: Callable[[], float] = time.monotonic
+        self, space: AblationSpace, folder: Path, observer: Observer, clock: Callable[[], float] | None = None
     ) -> None:
         super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ class Running:
     curve: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
     seconds: float = 0.0
     pruned: bool = False
+    stopped: bool = False  # pruned, or without a value
     counts: bool = True  # as a record of its configuration; not if that could not be built
 
 
@@ -51,7 +53,7 @@ class BasePlan(ABC):
         folder: the study folder; a test trial loads what its training left under it.
         observer: is told of every trial in order.
         budget: ends the first phase.
-        clock: seconds; the budget's time begins when the plan is made.
+        clock: seconds since the study began; None counts from now.
 
     Attributes:
         finished: every ended trial with its outcome, in the order of ending.
@@ -60,7 +62,7 @@ class BasePlan(ABC):
     """
 
     def __init__(
-        self, objective: str, folder: Path, observer: Observer, budget: Budget, clock: Callable[[], float]
+        self, objective: str, folder: Path, observer: Observer, budget: Budget, clock: Callable[[], float] | None
     ) -> None:
         self.finished: list[tuple[Trial, Outcome]] = []
         self.ended: str | None = None
@@ -69,8 +71,8 @@ class BasePlan(ABC):
         self._folder = folder
         self._observer = observer
         self._budget = budget
-        self._clock = clock
-        self._began = clock()
+        began = time.monotonic()
+        self._clock = clock or (lambda: time.monotonic() - began)
         self._running: dict[str, Running] = {}
         self._source = self._trials()
         self._ending: str | None = None
@@ -120,10 +122,9 @@ class BasePlan(ABC):
         running.curve.append((step, running.metrics))
         running.value = next((metrics[name] for name in self._value_names(trial) if name in metrics), None)
         self._observer.trial_reported(trial, step, metrics)
-        if running.value is None:
-            return True
-        running.pruned = self._prunes(trial, step, running.value)
-        return running.pruned
+        running.pruned = running.value is not None and self._prunes(trial, step, running.value)
+        running.stopped = running.pruned or running.value is None
+        return running.stopped
 
     def finish(
         self,
@@ -163,6 +164,11 @@ class BasePlan(ABC):
         if (place := self._place(trial)) is not None and place < FIRST_TRIALS:
             self._stop_if_hopeless()
         return outcome
+
+    def finish_stopped(self) -> None:
+        """End the trials that :meth:`report` has stopped, where the driver died in between."""
+        for running in [running for running in self._running.values() if running.stopped]:
+            self.finish(running.trial)
 
     def interrupt(self, reason: str) -> None:
         """End the study now: running trials are LOST, and nothing more is handed out."""
@@ -206,7 +212,7 @@ class BasePlan(ABC):
         """Return whether the budget lets no further trial of the first phase begin, and keep why."""
         if self._budget.trials is not None and begun >= self._budget.trials:
             self.ended = f"budget of {trials_text(self._budget.trials)} used up"
-        elif self._budget.seconds is not None and self._clock() - self._began >= self._budget.seconds:
+        elif self._budget.seconds is not None and self._clock() >= self._budget.seconds:
             self.ended = f"time budget of {duration_text(self._budget.seconds)} used up after {trials_text(begun)}"
         return self.ended is not None
 

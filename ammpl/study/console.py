@@ -64,8 +64,12 @@ class Console:
         quiet: show nothing at all.
         repeats: of a configuration in the search, whose value is the mean over them.
         budget_seconds: how long trials of the first phase begin; None without such a limit.
+        elapsed: seconds of earlier sessions of the study.
         stream: where to; standard output.
         clock: seconds; for tests.
+
+    Attributes:
+        silent: print no lines for now, as while the view is told of earlier sessions.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Console:
         *,
         repeats: int = 1,
         budget_seconds: float | None = None,
+        elapsed: float = 0.0,
         stream: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,7 +95,8 @@ class Console:
         self._budget_seconds = budget_seconds
         self._stream = stream or sys.stdout
         self._clock = clock
-        self._began = clock()
+        self._began = clock() - elapsed
+        self.silent = False
         self._running: dict[str, _Running] = {}
         self._finished: dict[str, _Finished] = {}
         self._best: _Best | None = None
@@ -208,7 +214,7 @@ class Console:
     # -- showing it --
 
     def _line(self, text: str) -> None:
-        if self._quiet or self._live is not None:
+        if self._quiet or self.silent or self._live is not None:
             return
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with contextlib.suppress(OSError, ValueError):  # nobody reads on; the study goes on

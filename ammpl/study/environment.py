@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -47,6 +48,15 @@ def describe_environment(ray_resources: Mapping[str, float], command: list[str])
         "code": _revision(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def changed_packages(folder: Path) -> list[str]:
+    """Return the packages whose versions are not those that a study began with: ``optuna 5.0.0 then, 5.1.0 now``."""
+    try:
+        then = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["packages"]
+        return [f"{n} {v} then, {_version(n)} now" for n, v in then.items() if v != _version(n)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def _version(package: str) -> str | None:

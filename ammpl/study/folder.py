@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ammpl.errors import UserError
+from ammpl.study.event_log import FILE, read_history
 
 ELSEWHERE = "free some space, or name a folder elsewhere with --output"
 _TAKEN = "exists already, and a study never overwrites"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other drivers away from a study folder for the length of the block.
+
+    The operating system holds the lock for this process and drops it with the process, however that ends.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        session = read_history(folder / FILE).session
+        who = f" (process {session['pid']} on {session['host']})" if session else ""
+        raise UserError(str(folder), f"is being run by another process{who}", fix="wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(str(folder), f"cannot be written to ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fix(output: Path) -> str:
+    resume = f"go on with that study: python tune.py resume {output}; or "
+    return (resume if (output / "study.yaml").is_file() else "") + "name another"
 
 
 def check_output(output: Path | None) -> None:
@@ -19,7 +52,7 @@ def check_output(output: Path | None) -> None:
     if output is None:
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("--output", _TAKEN, got=str(output), fix="name another")
+        raise UserError("--output", _TAKEN, got=str(output), fix=_fix(output))
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "it may not be written to" if there.is_dir() else "it is a file"
@@ -43,9 +76,8 @@ def create_folder(name: str, output: Path | None, now: Callable[[], datetime] = 
     try:
         if output is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "study.yaml").touch(
-                exist_ok=False
-            )  # of two studies with the same empty folder, the first has it
+            # Of two studies with the same empty folder, the first has it.
+            (folder / "study.yaml").touch(exist_ok=False)
             return folder
         for number in itertools.count(2):
             try:
@@ -54,7 +86,7 @@ def create_folder(name: str, output: Path | None, now: Callable[[], datetime] = 
             except FileExistsError:  # another study of that name, in the same second
                 folder = folder.with_name(f"{stamp}-{number}")
     except FileExistsError:
-        raise UserError("--output", _TAKEN, got=str(folder), fix="name another") from None
+        raise UserError("--output", _TAKEN, got=str(folder), fix=_fix(folder)) from None
     except OSError as error:
         raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder), fix=ELSEWHERE) from None
     return folder

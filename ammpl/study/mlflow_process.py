@@ -81,9 +81,9 @@ class MLflowProcess:
         return self._process.pid
 
     def send(self, event: dict[str, Any]) -> None:
-        """Queue an event, with the time of now; returns at once."""
+        """Queue an event, with the time of now unless it has one; returns at once."""
         if not self.broken:  # else nobody would ever read it
-            self._queue.put({**event, "time": int(time.time() * 1000)})
+            self._queue.put({"time": int(time.time() * 1000), **event})
 
     def close_pipe(self) -> None:
         """Say that nothing more comes; the writer ends when it has read everything."""

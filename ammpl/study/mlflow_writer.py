@@ -31,6 +31,7 @@ Event = dict[str, Any]
 
 FLUSH_SECONDS = 2.0  # the curves of running trials are about this old in the UI
 GIVE_UP_SECONDS = 20.0  # after the end: how long a failing store is tried without any progress
+LOCK_SECONDS = 100.0  # that a writer waits for one of an earlier session to end
 FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0  # seconds between attempts at a failing store
 TAG_CHARACTERS = 5000  # every store of MLflow takes that much; some count bytes
 
@@ -55,6 +56,7 @@ class Child:
         steps: the last step queued or stored of every metric: a restarted trial repeats no point.
         running: whether the driver has begun the trial and not ended it.
         tried: whether an attempt was made to create the run, whose result may be unknown.
+        settled: whether an earlier session has stored all of it: what is told of it again is no news.
     """
 
     key: str
@@ -66,6 +68,7 @@ class Child:
     steps: dict[str, int] = field(default_factory=dict)
     running: bool = False
     tried: bool = False
+    settled: bool = False
 
     @property
     def waiting(self) -> bool:
@@ -97,6 +100,7 @@ class Writer:
         self.summary: Event | None = None
         self.stored = 0  # trials brought up to date, as a measure of progress
         self.delay, self.retry_at, self.last_error = FIRST_DELAY, 0.0, ""
+        self.lock = _lock(Path(study["folder"]))
         self.experiment_id, self.parent_id = self._open_parent()
 
     # -- the parent run --
@@ -108,7 +112,9 @@ class Writer:
             self.client.update_run(found[1], status="RUNNING")
             for run in self._search(found[0], f"tags.`mlflow.parentRunId` = '{found[1]}'"):
                 if key := run.data.tags.get("trial"):
-                    self.children[key] = Child(key, run.info.run_id)
+                    ended = run.info.status != "RUNNING" and run.data.tags.get("state")
+                    settled = bool(ended) and ended == self.study.get("ended", {}).get(key)
+                    self.children[key] = Child(key, run.info.run_id, settled=settled)
             return found
         experiment_id = self._experiment()
         tags = {**self.study["tags"], "mlflow.note.content": self.study["description"]}
@@ -159,7 +165,9 @@ class Writer:
     def finish_parent(self, at: int, died: bool) -> None:
         """Store the summary and the study's files, and end the parent run."""
         summary = self.summary or {"metrics": {}, "table": "", "interrupted": True, "time": at}
-        points = [(name, value, summary["time"], 0) for name, value in summary["metrics"].items()]
+        known = self.client.get_run(self.parent_id).data.metrics  # of an earlier session that came this far
+        figures = {name: value for name, value in summary["metrics"].items() if known.get(name) != value}
+        points = [(name, value, summary["time"], 0) for name, value in figures.items()]
         note = f"{self.study['description']}\n\n{summary['table']}".strip()
         with self._noting("the study's figures"):
             self._log(self.parent_id, points, tags={"mlflow.note.content": note})
@@ -187,6 +195,10 @@ class Writer:
             self.summary = event
             return
         child = self.children.setdefault(event["key"], Child(event["key"]))
+        if child.settled:
+            if event["op"] == "finish":
+                self.reply(re="kept", key=child.key)
+            return
         if event["op"] == "start":
             # An earlier attempt's end, if it was not stored yet, is no longer the end.
             child.start, child.finish, child.running = event, None, True
@@ -325,6 +337,17 @@ class Writer:
             if not transient and isinstance(error, MlflowException) and error.error_code not in PERMANENT:
                 raise
             self.reply(re="problem", text=f"{what}: {_text(error)}")
+
+
+def _lock(folder: Path) -> Any:
+    """Wait for the writer of a driver that died: it still stores what it was told, and ends soon."""
+    from filelock import FileLock
+
+    if not folder.is_dir():
+        return None
+    lock = FileLock(folder / ".mlflow.lock", timeout=LOCK_SECONDS)
+    lock.acquire()
+    return lock  # dropped with the process
 
 
 def _dataset_input(dataset: dict[str, str]) -> Any:

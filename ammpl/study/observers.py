@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from ammpl.study.trial import Observer, Outcome, Trial
 
@@ -24,16 +26,27 @@ class Observers:
     Attributes:
         problems: one line for each view that raised, for the end of the study.
         failure: what the records raised; after it they are told nothing more than the end.
+        now: the time of what the views are being told, in seconds since 1970.
     """
 
     def __init__(self, observers: Sequence[Observer], records: Observer | None = None):
+        self.now = time.time()
         self.failure: Exception | None = None
         self._records = records
         self._observers = list(observers)
         self._raised: dict[Observer, str] = {}
+        self._held: list[tuple[float, str, tuple[object, ...]]] | None = None
+
+    def hold(self) -> None:
+        """Keep what is told from now on, for views that join later."""
+        self._held = []
 
     def join(self, *observers: Observer) -> None:
-        """Add views at the end."""
+        """Add views at the end; they are told what was held."""
+        for at, what, told in self._held or ():
+            self.now = at
+            self._show(what, *told, to=observers)
+        self._held = None
         self._observers += observers
 
     @property
@@ -61,7 +74,14 @@ class Observers:
         try:
             self._keep(what, *told)
         finally:
-            self._show(what, *told)
+            self.now = self._time()
+            if self._held is not None:
+                self._held.append((self.now, what, told))
+            self._show(what, *told, to=self._observers)
+
+    def _time(self) -> float:
+        at = getattr(self._records, "now", None)  # of an event that is told again, that of old
+        return at.timestamp() if isinstance(at, datetime) else time.time()
 
     def _keep(self, what: str, *told: object) -> None:
         if self._records is None or (self.failure is not None and what != "close"):
@@ -73,8 +93,8 @@ class Observers:
                 self.failure = error
                 raise
 
-    def _show(self, what: str, *told: object) -> None:
-        for observer in self._observers:
+    def _show(self, what: str, *told: object, to: Sequence[Observer]) -> None:
+        for observer in to:
             try:
                 getattr(observer, what)(*told)
             except Exception as error:

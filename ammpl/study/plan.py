@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Plan(BasePlan):
         study_name: of the Optuna study; it decides numbers (Hyperband hashes it), so it belongs to a rerun.
         folder: the study folder; a test trial loads what its confirmation left under it.
         observer: is told of every trial in order.
-        clock: seconds; for tests.
+        clock: seconds since the study began; None counts from now.
 
     Attributes:
         winner: after confirmation, the candidate with the best mean; None if there is none.
@@ -49,7 +48,7 @@ class Plan(BasePlan):
         study_name: str,
         folder: Path,
         observer: Observer,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space

@@ -81,6 +81,7 @@ class Bridge:
             return None
         if self.plan is None:
             self.plan = self._start()
+            self._lost.extend(self.plan.running)  # of a study that goes on: they had begun when its driver died
         trial = self._lost.popleft() if self._lost else self.plan.next()
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED

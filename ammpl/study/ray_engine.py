@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from ammpl.study.ablation import StudyPlan
 from ammpl.study.ray_bridge import Bridge
 from ammpl.study.ray_worker import Resources, worker_class
-from ammpl.study.trial import Execute
+from ammpl.study.trial import INTERRUPTED, Execute
 
 
 class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
@@ -170,7 +170,7 @@ def run_plan(
     if bridge.crash is not None:
         raise bridge.crash
     if interrupted.is_set() and bridge.plan is not None:
-        bridge.plan.interrupt("interrupted")
+        bridge.plan.interrupt(INTERRUPTED)
     return not interrupted.is_set()
 
 

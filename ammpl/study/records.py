@@ -1,4 +1,4 @@
-"""A study on disk: an append-only event log, which is the truth, and Parquet tables made of it.
+"""A study on disk: the event log, which is the truth, and Parquet tables made of it.
 
 docs/results.md has the schema of both.
 """
@@ -6,8 +6,6 @@ docs/results.md has the schema of both.
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ammpl.config import Scalar
+from ammpl.study.event_log import FILE, EventLog
 from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import Outcome, Trial
 
@@ -54,11 +53,20 @@ class Records:
 
     Each event is with the operating system when the call returns, so that it survives the driver's death; the end of a
     trial, and with it all before, is on the disk, so that it survives the machine's. The tables are made anew at any
-    time; they lag by seconds.
+    time; they lag by seconds. In a folder that has a log the study has to be told from its begin: what the log has
+    goes into the tables again, with its old times, and only what is new into the log.
 
     Args:
         folder: the study folder.
         space: gives the searched (or varied) parameters' columns their types.
+
+    Attributes:
+        log: the event log.
+        now: the time of the last event.
+
+    Raises:
+        UserError: the folder's log cannot be read.
+        OSError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, space: StudySpace):
@@ -73,17 +81,21 @@ class Records:
         self._points: list[dict[str, Any]] = []
         self._curves = _CURVE_SCHEMA.empty_table()
         self._metrics: dict[str, None] = {}
-        self._log = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self.log = EventLog(folder / FILE)
+        self.now = datetime.now(UTC)
         self._written = time.monotonic()
         self._pause = LEAST_SECONDS
 
+    def begin(self) -> None:
+        """Begin a session of the study; what the log had is in the tables from now on."""
+        self.log.begin()
+        self._write()
+
     def trial_started(self, trial: Trial) -> None:
         """Log the trial with its whole configuration."""
-        now = self._started[trial.key] = datetime.now(UTC)
-        self._append(
-            now,
+        self.now = self._started[trial.key] = self.log.tell(
             "started",
-            trial,
+            trial.key,
             phase=trial.phase,
             candidate=trial.candidate,
             number=trial.number,
@@ -95,7 +107,7 @@ class Records:
 
     def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Log the evaluation; add its points to the curves."""
-        self._append(datetime.now(UTC), "reported", trial, step=step, metrics=dict(metrics))
+        self.now = self.log.tell("reported", trial.key, step=step, metrics=dict(metrics))
         for name, value in metrics.items():
             self._metrics.setdefault(name)
             self._points.append({**_identity(trial), "step": step, "metric": name, "value": value})
@@ -103,7 +115,6 @@ class Records:
 
     def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
         """Log how the trial ended, and see that it is on the disk."""
-        now = datetime.now(UTC)
         ended = {
             "state": str(outcome.state),
             "value": outcome.value,
@@ -112,16 +123,16 @@ class Records:
             "duplicate_of": outcome.duplicate_of,
             "seconds": outcome.seconds,
         }
-        self._append(now, "finished", trial, **ended)
-        os.fsync(self._log.fileno())
+        self.now = self.log.tell("finished", trial.key, **ended)
+        self.log.sync()
         self._trials.append(
             {
                 **_identity(trial),
                 **ended,
                 "method": trial.config.method,
                 "config_sha256": trial.config.sha256,
-                "started": self._started.pop(trial.key, now),
-                "ended": now,
+                "started": self._started.pop(trial.key, self.now),
+                "ended": self.now,
                 **{f"params.{name}": self._as_column(name, value) for name, value in trial.params.items()},
                 **{f"metrics.{name}": value for name, value in outcome.metrics.items()},
             }
@@ -131,15 +142,10 @@ class Records:
     def close(self) -> None:
         """Write the tables a last time."""
         self._write()
-        self._log.close()
-
-    def _append(self, now: datetime, event: str, trial: Trial, **more: Any) -> None:
-        line = {"event": event, "time": now.isoformat(), "key": trial.key, **more}
-        self._log.write(json.dumps(_finite(line), allow_nan=False, separators=(",", ":")) + "\n")
-        self._log.flush()
+        self.log.close()
 
     def _write_when_due(self) -> None:
-        if time.monotonic() - self._written >= self._pause:
+        if self.log.owed is None and time.monotonic() - self._written >= self._pause:
             self._write()
 
     def _write(self) -> None:
@@ -182,15 +188,6 @@ def _param_type(space: StudySpace, name: str) -> pa.DataType:
     if parameter.type == "int" or kinds == {int}:
         return pa.int64()
     return pa.bool_() if kinds == {bool} else pa.string()
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON data in which NaN and infinities, which JSON lacks, are the texts that ``float`` reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return value
 
 
 def _replace(path: Path, table: pa.Table) -> None:

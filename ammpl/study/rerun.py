@@ -88,7 +88,7 @@ def finished_space(folder: Path) -> StudySpace:
         raise UserError(
             str(folder),
             "did not end: nothing to compare a rerun with",
-            fix=f"run it anew: python tune.py {folder / 'study.yaml'}",
+            fix=f"go on with it: python tune.py resume {folder}",
         )
     _read(folder)
     space = read_space(folder / "study.yaml")

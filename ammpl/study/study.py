@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,18 +23,23 @@ from ammpl.study import ray_cluster
 from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.ablation_summary import summarize_study
+from ammpl.study.budget import trials_text
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
-from ammpl.study.folder import ELSEWHERE, check_output, create_folder, write_text
+from ammpl.study.event_log import FILE, end_log, read_history
+from ammpl.study.folder import ELSEWHERE, check_output, create_folder, locked, write_text
+from ammpl.study.mlflow_process import MLflowProcess
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.preparation import DataNotes, prepare_data
 from ammpl.study.ray_engine import run_plan
+from ammpl.study.ray_worker import Resources
 from ammpl.study.records import Records
+from ammpl.study.replay import check_study, check_unchanged, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
-from ammpl.study.tracking import MLflowTracker
-from ammpl.study.trial import Execute, Observer
+from ammpl.study.tracking import MLflowTracker, remembered_uri
+from ammpl.study.trial import INTERRUPTED, Execute, Observer, State
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
 from ammpl.yaml_file import dump_yaml
@@ -84,43 +88,127 @@ def run_study(
         UserError: something the user can mend, found before any trial; nothing is left behind then.
     """
     check_output(options.output)
-    prepare, notes = None, DataNotes()
-    if execute is None:
-        home, configs = options.home or DataHome(), configurations(space)
-        notes = prepare_data(configs, home, options.quiet)
-        prepare, execute = functools.partial(load, configs, home), functools.partial(train_or_test, home=home)
-    with ray_cluster.connected(options.ray_address):
+    task = _task(space, options, execute)
+    with _mlflow(options, None) as process, ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
-        session = _Session(space, folder, options, observers, notes)
-        if prepare is not None and not options.quiet:
-            print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
-        try:
-            completed = run_plan(session.start, execute, folder, resources, prepare)
-        except BaseException as error:
-            # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
-            summary = session.end(completed=False)
-            if not session.is_unwritable(error):
-                raise
-        else:
-            summary = session.end(completed)
-    if summary is None:  # interrupted before there was anything to tell
-        raise KeyboardInterrupt
-    return summary
+        with locked(folder):
+            session = _Session(space, folder, options, observers, task.notes, process)
+            return session.run(task, resources)
+
+
+def resume_study(
+    folder: Path,
+    options: Options = Options(),
+    *,
+    execute: Execute | None = None,
+    observers: Sequence[Observer] = (),
+) -> StudySummary | None:
+    """Go on with a study that was interrupted or whose driver died; return its summary, None if it had ended already.
+
+    Trials that ended are not run again; those that had begun are, under the same keys.
+
+    Args:
+        folder: the study's; ``options.output`` is not used.
+        execute: what a worker does with a trial; None trains and tests.
+        observers: told of every trial, also of those of earlier sessions, after the study's own.
+
+    Raises:
+        UserError: the folder is no study's, is being run, was changed since, or something else the user can mend.
+    """
+    check_study(folder)
+    with locked(folder):
+        if (history := read_history(folder / FILE)).has_ended:
+            return None
+        space = check_unchanged(folder, history)
+        task = _task(space, options, execute)
+        session = _Session(space, folder, options, observers, task.notes, None, resumes=True)
+        session.replay()
+        with _mlflow(options, folder) as process, ray_cluster.connected(options.ray_address):
+            resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
+            session.process = process
+            return session.run(task, resources)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What workers do: with a trial, and before the first one; what is to be said of the data."""
+
+    execute: Execute
+    prepare: Callable[[], None] | None
+    notes: DataNotes
+
+
+def _task(space: StudySpace, options: Options, execute: Execute | None) -> _Task:
+    if execute is not None:
+        return _Task(execute, None, DataNotes())
+    home, configs = options.home or DataHome(), configurations(space)
+    notes = prepare_data(configs, home, options.quiet)
+    return _Task(functools.partial(train_or_test, home=home), functools.partial(load, configs, home), notes)
 
 
 class _Session:
     """The observers and the plan of one run, from the first ready worker to the summary."""
 
     def __init__(
-        self, space: StudySpace, folder: Path, options: Options, observers: Sequence[Observer], notes: DataNotes
+        self,
+        space: StudySpace,
+        folder: Path,
+        options: Options,
+        observers: Sequence[Observer],
+        notes: DataNotes,
+        process: MLflowProcess | None,
+        *,
+        resumes: bool = False,
     ):
+        self.process = process
         self._space = space
         self._notes = notes
         self._folder = folder
         self._options = options
         self._extra = observers
-        self._plan: StudyPlan | None = None
+        self._resumes = resumes
+        self._tracker: MLflowTracker | None = None
+        self._started = False
+
+    def run(self, task: _Task, resources: Resources) -> StudySummary:
+        """Run the study on the connected cluster to its end."""
+        if task.prepare is not None and not self._options.quiet:
+            print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
+        try:
+            if not self._resumes:  # from now on it can be resumed
+                write_text(self._folder / "study.yaml", dump_yaml(self._space.resolved()))
+            completed = run_plan(self.start, task.execute, self._folder, resources, task.prepare)
+        except BaseException as error:
+            # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
+            summary = self.end(completed=False)
+            if not self.is_unwritable(error):
+                raise
+        else:
+            summary = self.end(completed)
+        if summary is None:  # interrupted before there was anything to tell
+            raise KeyboardInterrupt
+        return summary
+
+    def replay(self) -> None:
+        """Make the plan and bring it to where the study had come; nothing is written but what is new.
+
+        Raises:
+            UserError: the folder's log cannot be read or written, or the study does not come out as it did.
+        """
+        space, folder = self._space, self._folder
+        try:
+            self._records = Records(folder, space)
+            self._observers = Observers([], self._records)
+            self._observers.hold()
+            clock = self._records.log.clock
+            if isinstance(space, AblationSpace):
+                self._plan: StudyPlan = AblationPlan(space, folder, self._observers, clock)
+            else:
+                self._plan = Plan(space, space.name, folder, self._observers, clock)
+            replay(self._plan, self._records.log)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
 
     def start(self) -> StudyPlan:
         """Open the records, the tracking and the view.
@@ -129,19 +217,21 @@ class _Session:
             UserError: the folder cannot be written to, or the tracking store cannot be used.
         """
         space, folder = self._space, self._folder
-        write_text(folder / "study.yaml", dump_yaml(space.resolved()))
         environment = describe_environment(ray.cluster_resources(), sys.argv) | {"data": self._notes.as_dict()}
-        write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        if not self._resumes:
+            self.replay()
+        history = self._records.log.history
+        # That of the first session stays; later ones are numbered.
+        number = sum(line.event["event"] == "session" for line in history.lines)
+        name = f"environment-{number + 1}.json" if number else "environment.json"
+        write_text(folder / name, json.dumps(environment, indent=2) + "\n")
         try:
-            self._observers = Observers([], Records(folder, space))
+            self._records.begin()
         except OSError as error:
             raise _unwritable(folder, error) from None
-        commit = environment["code"].get("commit")
-        self._tracker = _tracker(space, folder, self._options, commit) if self._options.tracking else None
-        if isinstance(space, AblationSpace):
-            self._plan = AblationPlan(space, folder, self._observers)
-        else:
-            self._plan = Plan(space, space.name, folder, self._observers)
+        if self.process is not None:
+            commit = environment["code"].get("commit")
+            self._tracker = _tracker(space, folder, self.process, commit, history.states, lambda: self._observers.now)
         view = Console(
             {phase: total for phase, total in self._plan.totals.items() if total != 0},
             space.objective.metric,
@@ -149,14 +239,22 @@ class _Session:
             self._options.quiet,
             repeats=len(space.repeats),
             budget_seconds=space.budget.seconds,
+            elapsed=history.seconds,
         )  # it needs the plan's totals, and the plan its observers: so it joins later
+        if self._resumes:
+            running = len(self._plan.running)
+            view.notice(f"resumed: {trials_text(len(self._plan.finished))} had ended, {running} go on")
+        view.silent = True
         self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)
-        self._began = time.monotonic()
+        view.silent = False
+        self._started = True
         return self._plan
 
     def end(self, completed: bool) -> StudySummary | None:
-        """Write and return what came out; None, and nothing left behind, if nothing had started."""
-        if self._plan is None:
+        """Write and return what came out; None if nothing had started; nothing is left behind of a new study then."""
+        if not self._started:
+            if self._resumes:
+                return None
             shutil.rmtree(self._folder, ignore_errors=True)
             if self._options.output is None:
                 with contextlib.suppress(OSError):  # "studies", unless it holds others
@@ -166,8 +264,8 @@ class _Session:
         if isinstance(failure := self._observers.failure, OSError):
             errors, stopped = [str(_unwritable(self._folder, failure))], "the study's records cannot be written"
         if not completed:
-            self._plan.interrupt(stopped or "interrupted")
-        seconds = time.monotonic() - self._began
+            self._plan.interrupt(stopped or INTERRUPTED)
+        seconds = self._records.log.clock()
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
         summary = replace(summary, stopped=stopped or summary.stopped)
         errors += self._write_results(self._plan, summary)
@@ -177,6 +275,8 @@ class _Session:
             self._tracker.summary(summary.flat_metrics(), note, interrupted=not completed, failed=failed)
         try:
             self._observers.close()
+            if completed and not errors:
+                end_log(self._folder / FILE)
         except OSError as error:
             errors.append(str(_unwritable(self._folder, error)))
         return replace(
@@ -188,7 +288,7 @@ class _Session:
 
     def is_unwritable(self, error: BaseException) -> bool:
         """Whether an exception that ended the run is that the records could not be written."""
-        return self._plan is not None and error is self._observers.failure and isinstance(error, OSError)
+        return self._started and error is self._observers.failure and isinstance(error, OSError)
 
     def _write_results(self, plan: StudyPlan, summary: StudySummary) -> list[str]:
         """Write what is written once, at the end; return what could not be: the result is still to be shown."""
@@ -224,7 +324,31 @@ def configurations(space: StudySpace) -> list[TrialConfig]:
     return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
 
 
-def _tracker(space: StudySpace, folder: Path, options: Options, commit: str | None) -> MLflowTracker:
+@contextlib.contextmanager
+def _mlflow(options: Options, folder: Path | None) -> Iterator[MLflowProcess | None]:
+    """Start MLflow's process first of all: it imports for seconds, while Ray and the workers start.
+
+    Args:
+        folder: of a study that goes on, in the store that it began in unless the options name another.
+    """
+    if not options.tracking:
+        yield None
+        return
+    process = MLflowProcess(options.tracking_uri or (remembered_uri(folder) if folder else None))
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def _tracker(
+    space: StudySpace,
+    folder: Path,
+    process: MLflowProcess,
+    commit: str | None,
+    ended: Mapping[str, State],
+    now: Callable[[], float],
+) -> MLflowTracker:
     tags = {"method": space.method, "kind": space.kind}
     if isinstance(space, AblationSpace):
         tags["reference"] = space.reference
@@ -233,12 +357,15 @@ def _tracker(space: StudySpace, folder: Path, options: Options, commit: str | No
     if commit:
         tags["mlflow.source.git.commit"] = commit
     tracker = MLflowTracker(
-        tracking_uri=options.tracking_uri,
+        tracking_uri=None,  # the process's
         study_name=space.name,
         folder=folder,
         description=space.description,
         tags=tags,
         params=space.base.flat(),
+        process=process,
+        ended=ended,
+        now=now,
     )
     tracker.check()
     return tracker

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class MLflowTracker:
         tags: of the parent run.
         params: of the parent run.
         process: one that was started earlier, so that its import of MLflow overlaps with other work; it knows the URI.
+        ended: how trials of earlier sessions ended, by key. The tracker is told of them again, as of all trials, and
+            MLflow gets what it lacks of them.
+        now: the time of what is being told, in seconds since 1970.
 
     Attributes:
         warnings: after :meth:`close`, what MLflow does not have and why; empty when it has everything.
@@ -64,12 +67,15 @@ class MLflowTracker:
         params: Mapping[str, Scalar],
         *,
         process: MLflowProcess | None = None,
+        ended: Mapping[str, State] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._process = process or MLflowProcess(tracking_uri)
         self._uri = self._process.uri
         self._folder = folder
         self._told: set[str] = set()  # keys of trials that began
         self._closed = False
+        self._now = now
         self.warnings: tuple[str, ...] = ()
         self._put(
             {
@@ -80,6 +86,7 @@ class MLflowTracker:
                 "folder": str(folder.absolute()),
                 "params": {name: _param(value) for name, value in params.items()},
                 "description": description,
+                "ended": {key: str(state) for key, state in (ended or {}).items()},
                 "tags": {
                     "mlflow.user": _user(),
                     "mlflow.source.name": Path(sys.argv[0]).name or "python",
@@ -154,6 +161,7 @@ class MLflowTracker:
         self._put(
             {
                 "op": "start",
+                "time": int(1000 * self._now()),
                 "key": trial.key,
                 "name": run_name(trial),
                 "folder": str(trial.folder(self._folder).absolute()),
@@ -172,7 +180,8 @@ class MLflowTracker:
 
     def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Add a point, at optimiser step ``step``, to each metric's curve."""
-        self._put({"op": "report", "key": trial.key, "step": step, "metrics": dict(metrics)})
+        at = int(1000 * self._now())
+        self._put({"op": "report", "time": at, "key": trial.key, "step": step, "metrics": dict(metrics)})
 
     def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
         """End the child run; the files of the trial's folder become its artifacts."""
@@ -190,6 +199,7 @@ class MLflowTracker:
         self._put(
             {
                 "op": "finish",
+                "time": int(1000 * self._now()),
                 "key": trial.key,
                 "status": _STATUS[outcome.state],
                 "step": outcome.step or 0,
@@ -262,6 +272,15 @@ class MLflowTracker:
             f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
             f"The study is not affected; {self._folder / 'events.jsonl'} has everything.",
         )
+
+
+def remembered_uri(folder: Path) -> str | None:
+    """Return the address of the store that a study began in; None where it is not known in full."""
+    try:
+        uri = json.loads((folder / "mlflow.json").read_text(encoding="utf-8"))["tracking_uri"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return uri if isinstance(uri, str) and ":***@" not in uri else None
 
 
 def without_password(uri: str) -> str:

@@ -20,6 +20,9 @@ class State(StrEnum):
     LOST = "LOST"  # nobody's fault: its process or node died, or the study was interrupted
 
 
+INTERRUPTED = "interrupted"
+"""The reason of trials that are LOST because the study was ended before its time; when it goes on, so do they."""
+
 Phase = Literal["search", "confirm", "ablation", "test"]
 
 

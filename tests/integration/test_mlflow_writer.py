@@ -164,4 +164,4 @@ def test_a_store_that_cannot_be_used_is_refused(uri: str, tmp_path: Path, monkey
     events.put({"shown_uri": uri, "experiment": "e", "name": "s", "folder": str(tmp_path), "tags": tags, "time": 0})
     assert mlflow_writer.serve(events, lambda **message: replies.append(message)) == 1
     assert [reply["re"] for reply in replies] == ["imported", "refused"]
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".mlflow.lock"])

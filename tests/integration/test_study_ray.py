@@ -146,8 +146,8 @@ def test_the_folder_of_a_study(two_studies: tuple[Summary, Summary]) -> None:
     summary = two_studies[0]
     names = {path.name for path in summary.folder.iterdir()}
     assert names == {
-        "checkpoints", "curves", "environment.json", "events.jsonl", "mlflow.json", "optuna.sqlite3", "study.yaml",
-        "summary.json", "trials",
+        ".lock", ".mlflow.lock", "checkpoints", "curves", "environment.json", "events.jsonl", "mlflow.json",
+        "optuna.sqlite3", "study.yaml", "summary.json", "trials",
     }  # fmt: skip
     environment = json.loads((summary.folder / "environment.json").read_text())
     assert environment["packages"]["ray"] == ray.__version__

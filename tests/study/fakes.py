@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from ammpl.config import Scalar
-from ammpl.study.plan import Plan
+from ammpl.study.ablation import StudyPlan
 from ammpl.study.space import SearchSpace, parse_space
 from ammpl.study.trial import Execute, Outcome, State, Trial
 from ammpl.study.worker import Attempt, End
@@ -88,9 +88,10 @@ def objective(space: SearchSpace) -> Any:
     return run
 
 
-def run_inline(plan: Plan, folder: Path, execute: Execute = execute) -> None:
-    """Run a plan one trial after the other, in this process."""
-    while isinstance(trial := plan.next(), Trial):
+def run_inline(plan: StudyPlan, folder: Path, execute: Execute = execute) -> None:
+    """Run a plan one trial after the other, in this process; first what had begun before."""
+    begun = plan.running
+    while isinstance(trial := begun.pop(0) if begun else plan.next(), Trial):
         attempt = Attempt(execute, trial, trial.folder(folder))
         while not isinstance(news := attempt.next(), End):
             if plan.report(trial, news.step, news.metrics, news.seconds):

@@ -53,7 +53,8 @@ def test_ten_studies_of_a_name_begun_in_the_same_second_have_ten_folders(tmp_pat
 def test_of_four_studies_with_one_empty_folder_one_has_it(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     answers = _all_at_once(tmp_path, Path("out"), 4)
-    refusal = "--output: exists already, and a study never overwrites, got 'out'. Fix: name another"
+    refusal = "--output: exists already, and a study never overwrites, got 'out'. Fix: "
+    refusal += "go on with that study: python tune.py resume out; or name another"
     assert sorted(answers) == sorted(["out"] + [refusal] * 3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine", "study.yaml"}
 

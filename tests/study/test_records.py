@@ -120,7 +120,7 @@ def test_numbers_that_json_lacks_are_texts_that_float_reads(tmp_path: Path) -> N
     records.trial_started(_trial())
     records.trial_reported(_trial(), 10, {"a": math.nan, "b": -math.inf, "c": 1.0})
     records.close()
-    event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[1])
+    event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[2])
     assert event["metrics"] == {"a": "nan", "b": "-inf", "c": 1.0}
     assert math.isnan(float(event["metrics"]["a"]))
     assert [row["value"] for row in pq.read_table(tmp_path / "curves").to_pylist()][1:] == [-math.inf, 1.0]
@@ -165,7 +165,7 @@ def test_tables_can_be_read_while_the_study_runs(tmp_path: Path, monkeypatch: py
         plan.finish(trial, 1.0)
         assert pq.read_table(tmp_path / "trials").num_rows == count
         assert pq.read_table(tmp_path / "curves").num_rows == count
-        assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3 * count
+        assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1 + 3 * count  # the session first
     assert pq.read_table(tmp_path / "curves").column("key").to_pylist() == [t.key for t, _ in plan.finished]
     records.close()
     assert not list(tmp_path.rglob("*.tmp"))

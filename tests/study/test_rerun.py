@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ Evaluations = Iterator[tuple[int, dict[str, float]]]
 def _study(
     folder: Path,
     run: Callable[[Trial, Path], Evaluations] = execute,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
     **changes: Any,
 ) -> Path:
     """A finished study without Ray."""
@@ -158,7 +157,7 @@ def test_folders_that_cannot_be_rerun(tmp_path: Path, capsys: pytest.CaptureFixt
     (study / "trials" / "trials.parquet").write_bytes(b"PAR1")
     refused(study, r"trials.parquet: cannot be read \(")
     (study / "summary.json").write_text('{"interrupted": true}')
-    refused(study, r"did not end: nothing to compare a rerun with. Fix: run it anew: python tune.py .*study.yaml")
+    refused(study, r"did not end: nothing to compare a rerun with. Fix: go on with it: python tune.py resume .*/a$")
     for text in ("{", "[]"):
         (study / "summary.json").write_text(text)
         refused(study, "did not end")

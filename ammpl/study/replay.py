@@ -1,0 +1,67 @@
+"""A study goes on: its folder is checked, and its plan told again what the event log has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ammpl.errors import UserError
+from ammpl.study.ablation import StudyPlan
+from ammpl.study.event_log import EventLog, History, study_sha256
+from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.trial import State
+
+_TOLD: dict[str, Literal[State.FAILED, State.LOST]] = {"FAILED": State.FAILED, "LOST": State.LOST}  # others it decides
+
+
+def check_study(folder: Path) -> None:
+    """Raise UserError unless a folder is a study's."""
+    if not folder.is_dir():
+        raise UserError(str(folder), "is not a folder", fix="name the folder of a study")
+    path = folder / "study.yaml"
+    if not path.is_file():
+        raise UserError(
+            str(folder), "is not the folder of a study: it has no study.yaml", fix="name one below studies/"
+        )
+    if not path.stat().st_size:
+        fix = f"remove the folder and run the space file again with --output {folder}"
+        raise UserError(str(folder), "has a study that died before its begin", fix=fix)
+
+
+def check_unchanged(folder: Path, history: History) -> StudySpace:
+    """Return the space of a study that goes on.
+
+    Raises:
+        UserError: it cannot be read, or is not what the study began with.
+    """
+    space = read_space(folder / "study.yaml")
+    if history.session and history.session["study_sha256"] != study_sha256(folder):
+        fix = "put back the file of old, or run the new one as a study of its own"
+        raise UserError(str(folder / "study.yaml"), "is not the file that the study began with", fix=fix)
+    return space
+
+
+def replay(plan: StudyPlan, log: EventLog) -> None:
+    """Ask a new plan for its trials and tell it what they reported, in the order of the log.
+
+    Sampler, pruner and the order of the phases are then what they were when the driver died. What had begun and not
+    ended runs again, under the same key: :attr:`BasePlan.running` has it, in the order in which it had begun. The plan
+    says everything again to its observers, of which ``log`` has to be one.
+
+    Raises:
+        UserError: something else comes out than the log has: the first event that differs.
+    """
+    while (line := log.owed) is not None:
+        event = line.event
+        running = {trial.key: trial for trial in plan.running}
+        if event["event"] == "started":
+            plan.next()
+        elif event["key"] in running:
+            trial = running[event["key"]]
+            if event["event"] == "reported":
+                plan.report(trial, event["step"], {name: float(value) for name, value in event["metrics"].items()})
+            else:
+                plan.finish(trial, event["seconds"], state=_TOLD.get(event["state"]), reason=event["reason"])
+        if log.owed is line:
+            raise log.differs()
+    plan.finish_stopped()
