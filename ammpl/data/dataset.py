@@ -140,9 +140,6 @@ class Pictures(Protocol):
     def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
         """Return what a person should know of opened pictures: which are left out, which look otherwise than meant."""
 
-    def mean_color(self) -> tuple[float, float, float]:
-        """Return the mean colour, three values in [0, 1]; each picture weighs the same."""
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -213,8 +210,3 @@ class MemoryPictures:
     def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
         """Return nothing: these are as they were meant."""
         return []
-
-    def mean_color(self) -> tuple[float, float, float]:
-        """Return the mean colour of the pictures; see :meth:`Pictures.mean_color`."""
-        r, g, b = self.pixels.double().div(255).mean((0, 2, 3)).tolist()
-        return r, g, b

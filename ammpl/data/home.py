@@ -18,7 +18,7 @@ EMBEDDED = (
 
 def is_path(name: str) -> bool:
     """Return whether a data set is named by a folder or manifest rather than by a registered name."""
-    return "/" in name or os.sep in name or Path(name).exists()
+    return bool(name.strip()) and ("/" in name or os.sep in name or Path(name).exists())
 
 
 def _from_environment(variable: str, default: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -59,8 +60,11 @@ def _distractor(name: str, home: DataHome, skip_broken: bool) -> Dataset:
 
 def _own(path: Path, home: DataHome, skip_broken: bool) -> Dataset:
     own = read_own(path)
+    whole = path.resolve()
+    # Metrics are called after it, and not every character may stand there.
+    name = re.sub(r"[^\w .-]", "_", whole.stem if path.is_file() else whole.name) or "pictures"
     return dataset_on_disk(
-        path.stem if path.is_file() else path.absolute().name,
+        name,
         own.listing,
         own.template,
         f"{path}",

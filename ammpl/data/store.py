@@ -38,8 +38,13 @@ from ammpl.errors import UserError
 
 FORMAT = 1
 """Counted up when files of before can no longer be read."""
-ROWS = 128
-"""Pictures a record batch: what a build holds in memory."""
+ROWS = 32
+"""Pictures a record batch; a build holds two batches in memory."""
+LONGEST_SIDE = 50
+"""Times the shorter side. Resizing the shorter side of a thread-like picture would take gigabytes."""
+
+# Of PIL, on metadata and palettes; what cannot be read raises. Once, since filters are not kept by thread.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,13 @@ class Store:
         form_name = "originals" if form is None else f"{form}"
         key = fingerprint(root, paths, form)
         # Two data roots may hold a data set of one name; each keeps its own files.
-        place = f"{name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
-        path = self.folder / place / f"{form_name}.{key[:16]}.arrow"
+        place = self.folder / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+        path = place / f"{form_name}.{key[:16]}.arrow"
         try:
             prepared = _opened(path, len(paths))
             if prepared is None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(path.with_suffix(".lock")):
+                place.mkdir(parents=True, exist_ok=True)
+                with FileLock(place / "lock"):
                     prepared = _opened(path, len(paths))  # another process may have been faster
                     if prepared is None:
                         _build(path, root, paths, form, progress)
@@ -90,7 +95,7 @@ class Store:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             rule = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
             fix = "free some space, or name a folder elsewhere with --store or AMMPL_STORE"
-            raise UserError(f"store {path.parent}", rule, fix=fix) from None
+            raise UserError(f"store {place}", rule, fix=fix) from None
         assert prepared is not None
         return prepared
 
@@ -107,9 +112,9 @@ def fingerprint(root: Path, paths: Sequence[str], form: ImageTransform | None) -
     for path in paths:
         try:
             facts = (root / path).stat()
-            digest.update(f"\n{path}\0{facts.st_size}\0{facts.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"\n{path}\0{facts.st_size}\0{facts.st_mtime_ns}"))
         except OSError:
-            digest.update(f"\n{path}\0missing".encode())
+            digest.update(os.fsencode(f"\n{path}\0missing"))
     return digest.hexdigest()
 
 
@@ -209,10 +214,8 @@ def decode(file: Any) -> Image.Image:
     Raises:
         OSError: and other errors of PIL: it is not a picture, or not a whole one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PIL, on metadata and palettes; what cannot be read raises
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
 
 
 def _opened(path: Path, count: int) -> Prepared | None:
@@ -236,7 +239,6 @@ def _schema(form: ImageTransform | None) -> pa.Schema:
             pa.field("original", pa.large_binary()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
-            pa.field("color", pa.list_(pa.float32(), 3)),  # mean of each channel, 0..1
             *common,
         ]
     )
@@ -247,10 +249,10 @@ def _build(
 ) -> None:
     """Write a file; it appears whole or not at all."""
     form_name = path.name.split(".")[0]
-    draft = path.with_suffix(".partial")  # one name: what a killed build has left is written over
+    draft = path.with_name(f"{form_name}.partial")  # one name: what a killed build has left is written over
     schema = _schema(form)
     try:
-        with draft.open("wb") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        with draft.open("wb") as file, ThreadPoolExecutor(_cpus()) as threads:
             with pa.ipc.new_file(file, schema) as writer:
                 for rows in _rows(root, paths, form, threads):
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
@@ -282,34 +284,52 @@ def _rows(
 
 
 def _row(path: Path, form: ImageTransform | None) -> dict[str, Any]:
+    """Read one picture.
+
+    Raises:
+        UserError: the file is there and cannot be read for a reason outside of it, which may pass.
+    """
     try:
         original = path.read_bytes()
-        if not original:
-            return _broken(form, "the file is empty")
-        picture = decode(io.BytesIO(original))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _broken(form, "the file is not there")
+    except IsADirectoryError:
+        return _broken(form, "it is a folder")
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read ({error.strerror})", fix="mend that, then start again") from None
+    if not original:
+        return _broken(form, "the file is empty")
+    try:
+        picture = decode(io.BytesIO(original))
     except Exception as error:  # PIL raises whatever its plugins run into
-        return _broken(form, f"{type(error).__name__}: {' '.join(str(error).split())}".replace(str(path), path.name))
+        return _broken(form, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    if max(picture.size) > LONGEST_SIDE * min(picture.size):
+        return _broken(form, f"{picture.width}x{picture.height} pixels: over {LONGEST_SIDE} times as long as wide")
     row: dict[str, Any] = {"problem": None, "remark": _remark(original)}
     if form is not None:
         return row | {"pixels": form.evaluation_pixels(picture).tobytes()}
-    color = np.asarray(picture).mean((0, 1)) / 255
-    return row | {"original": original, "height": picture.height, "width": picture.width, "color": color.tolist()}
+    return row | {"original": original, "height": picture.height, "width": picture.width}
 
 
 def _broken(form: ImageTransform | None, problem: str) -> dict[str, Any]:
     row: dict[str, Any] = {"problem": problem, "remark": None}
     if form is not None:
         return row | {"pixels": bytes(3 * form.size**2)}
-    return row | {"original": b"", "height": 0, "width": 0, "color": [0.0, 0.0, 0.0]}
+    return row | {"original": b"", "height": 0, "width": 0}
 
 
 def _remark(original: bytes) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(original)) as picture:
-            mode, turned = picture.mode, picture.getexif().get(0x0112, 1) not in (0, 1)
-    if mode.startswith(("I", "F")):
-        return f"mode {mode} has more than 8 bits a channel: values above 255 become white"
+    """Return what looks otherwise than meant in a picture that can be read."""
+    with Image.open(io.BytesIO(original)) as picture:
+        if picture.mode.startswith(("I", "F")):
+            return f"mode {picture.mode} has more than 8 bits a channel: values above 255 become white"
+        try:
+            turned = picture.getexif().get(0x0112, 1) not in (0, 1)
+        except Exception:  # what a plugin runs into in broken metadata, which the pixels do not need
+            return None
     return "its EXIF orientation is not applied, as in published code" if turned else None
+
+
+def _cpus() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +49,9 @@ class StoredPictures:
 
     def at(self, positions: Sequence[int]) -> StoredPictures:
         """Return the pictures at these positions, in this order: a list of its own in the store."""
-        return replace(self, name=f"{self.name}-drawn", items=[self.items[position] for position in positions])
+        items = [self.items[position] for position in positions]
+        drawn = hashlib.sha256(repr(items).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        return replace(self, name=f"{self.name}-{drawn}", items=items)  # each sample has a file of its own
 
     def open(self, transform: ImageTransform, *, originals: bool = False, progress: Progress | None = None) -> Split:
         """Make the pictures readable; see :meth:`ammpl.data.dataset.Pictures.open`."""
@@ -79,14 +81,6 @@ class StoredPictures:
                 f"{self.name}: {len(remarks)} pictures are read as published code does:\n{self._named(remarks)}"
             )
         return found
-
-    def mean_color(self) -> tuple[float, float, float]:
-        """Return the mean colour of the pictures; see :meth:`ammpl.data.dataset.Pictures.mean_color`."""
-        prepared = self._prepared(None)
-        broken = prepared.notes("problem")
-        colors = [color for position, color in enumerate(prepared.values("color")) if position not in broken]
-        r, g, b = np.mean(colors, axis=0).tolist()
-        return r, g, b
 
     def _prepared(self, form: ImageTransform | None, progress: Progress | None = None) -> Prepared:
         return self.store.open(self.name, self.folder, [item.path for item in self.items], form, progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,8 @@ from ammpl.data.transform import AUGMENTATION, ImageTransform
 from ammpl.errors import UserError
 
 PROTOCOL_VALIDATION_SHOTS = 4
+CHUNK = 256
+"""Images that are read at a time."""
 HOLDOUTS = 5
 """Of pseudo-new validation: fewer would make the choice depend on a class or two."""
 TARGETS = {
@@ -67,9 +69,13 @@ class Task:
         """Whether training crops and mirrors at random."""
         return isinstance(self.train.images, Originals)
 
+    @cached_property
     def mean_color(self) -> tuple[float, float, float]:
-        """Return the mean colour of the training list, three values in [0, 1]."""
-        return self.dataset.train.mean_color()
+        """The mean colour of the training images as evaluation shows them, three values in [0, 1]."""
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(self.train), CHUNK)]
+        sums = torch.stack([self.train.pixels(chunk).double().mean((2, 3)).sum(0) for chunk in chunks])
+        r, g, b = (sums.sum(0) / len(self.train) / 255).tolist()
+        return r, g, b
 
     def record(self) -> dict[str, Any]:
         """Return what a reader of the results should know of the data, as plain values."""
@@ -174,9 +180,26 @@ def load_task(config: DataConfig, seed: int, transform: ImageTransform, home: Da
             base, held_out = hold_out(len(base), seed % HOLDOUTS if config.holdout is None else config.holdout)
             pseudo_new = validation.of_classes(held_out)
         train, validation = train.of_classes(base), validation.of_classes(base)
-    for target in target_names(config):  # what is missing there should not be found out after the training
-        open_dataset(target, home, config.skip_broken, "data.targets")
-    return Task(dataset, train, validation, pseudo_new, transform)
+    task = Task(dataset, train, validation, pseudo_new, transform)
+    _check_filled(task, config)
+    return task
+
+
+def _check_filled(task: Task, config: DataConfig) -> None:
+    """Refuse a task that could not be trained, or not be chosen by.
+
+    Raises:
+        UserError: a class has no training image, or a validation list no image at all.
+    """
+    counts = torch.bincount(task.train.labels, minlength=len(task.train.class_names)).tolist()
+    where = f"{task.dataset.name}, data.task {config.task!r}"
+    for name, count in zip(task.train.class_names, counts, strict=True):
+        if not count:
+            raise UserError(where, "has no training image that can be read of a class", got=name)
+    lists = {"validation image of the trained classes": task.validation, "validation image held out": task.pseudo_new}
+    for what, split in lists.items():
+        if split is not None and not len(split):
+            raise UserError(where, f"has no {what}", fix="give each class some validation pictures")
 
 
 def _pool(
@@ -205,12 +228,48 @@ def _check_shots(dataset: Dataset, labels: Tensor, config: DataConfig) -> None:
 
 
 def target_names(config: DataConfig) -> tuple[str, ...]:
-    """Return the other data sets that a configuration is tested on."""
+    """Return the other data sets that a configuration is tested on.
+
+    Raises:
+        UserError: a blank name, or the data set that is trained on.
+    """
     if not config.transfers:
         return ()
     if config.targets is None:
-        return TARGETS[config.task]
-    return tuple(name.strip() for name in config.targets.split(","))
+        return tuple(name for name in TARGETS[config.task] if name != config.name)
+    names = tuple(name.strip() for name in config.targets.split(","))
+    for name in names:
+        if not name:
+            raise UserError("data.targets", "must be names joined by commas", got=config.targets)
+        if name == config.name:
+            raise UserError("data.targets", "names what is trained on, which is tested anyway", got=name)
+    return names
+
+
+def check_tests(config: DataConfig, home: DataHome) -> dict[str, Dataset]:
+    """Look at the names and labels of what a configuration will be tested on; no picture is opened.
+
+    Returns:
+        The data sets by name: its own, then the targets.
+
+    Raises:
+        UserError: files that are not as they should be, two data sets of one name, or a test list that lacks what
+            would be scored.
+    """
+    datasets: dict[str, Dataset] = {}
+    for name in (config.name, *target_names(config)):
+        field = "data.targets" if datasets else "data.name"
+        dataset = open_dataset(name, home, config.skip_broken, field)
+        if dataset.name in datasets:
+            raise UserError(field, "names two data sets whose figures would be called alike", got=name)
+        datasets[dataset.name] = dataset
+        labels, count = dataset.open_test().labels, len(dataset.class_names)
+        halves = base_and_new(count) if config.task in ("base_to_new", "pseudo_new") else (list(range(count)),)
+        for half in halves:
+            if not torch.isin(labels, torch.tensor(half)).any():
+                names = ", ".join(dataset.class_names[label] for label in half[:3])
+                raise UserError(f"{dataset.name}/test", f"has no picture of the classes to score: {names}, ...")
+    return datasets
 
 
 class TestList(NamedTuple):

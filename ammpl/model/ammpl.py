@@ -52,7 +52,7 @@ class AMMPL(nn.Module):
         class_names: the classes to train on.
         seeds: ``init`` draws the start, ``noise`` everything random afterwards.
         template: the data set's zero-shot sentence, for a fixed context.
-        mean_pixel: the data set's mean colour in [0, 1], for ``padding.content: mean``.
+        mean_pixel: the training images' mean colour in [0, 1], for ``padding.content: mean``.
 
     Raises:
         UserError: see :func:`check_model` and :class:`~ammpl.model.text_prompt.TextPrompt`.

@@ -111,7 +111,7 @@ class ImagePrompt(nn.Module):
         backbone: the frozen tower; J may not exceed its number of blocks (checked before, see
             :func:`ammpl.model.ammpl.check_model`).
         class_count: classes to train on, G with scope ``class``.
-        mean_pixel: the data set's mean colour, three values in [0, 1], for ``content: mean``.
+        mean_pixel: the training images' mean colour, three values in [0, 1], for ``content: mean``.
         generator: draws learned paddings, N(0, .02^2).
         noise_seed: seed of the pixels of ``content: noise``.
     """

@@ -39,7 +39,10 @@ def draw_masks(model: AMMPL, split: Split, path: Path) -> None:
     sheet = Image.new("RGB", (len(names) * (CELL + 4), 3 * CELL + 8 + CAPTION), "white")
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
-        index = int((split.labels == column).nonzero()[0])
+        of_class = (split.labels == column).nonzero()
+        if not len(of_class):
+            continue
+        index = int(of_class[0])
         image = split.pixels(slice(index, index + 1))[0].permute(1, 2, 0).numpy()
         p = p_GN[column if len(p_GN) > 1 else 0].float().cpu().reshape(height, width).numpy()
         keep = np.kron(p >= 0.5, np.ones((image.shape[0] // height, image.shape[1] // width), bool))[..., None]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ammpl.config import TrainingConfig, TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
-from ammpl.data.task import Task, load_task, load_test
+from ammpl.data.task import Task, check_tests, load_task, load_test
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
@@ -55,6 +55,8 @@ def preflight(config: TrialConfig, home: DataHome | None = None) -> None:
     backbone, task = _open(config, home)
     check_model(config.model, backbone)
     _model(config, backbone, task).classes(task.train.class_names)
+    for dataset in check_tests(config.data, home or DataHome()).values():
+        _model(config, backbone, task, dataset.template).classes(dataset.class_names)
 
 
 def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> Iterator[tuple[int, dict[str, float]]]:
@@ -150,7 +152,7 @@ def _open(config: TrialConfig, home: DataHome | None) -> tuple[Backbone, Task]:
 def _model(config: TrialConfig, backbone: Backbone, task: Task, template: str | None = None) -> AMMPL:
     names, template = task.train.class_names, template or task.dataset.template
     # The mean colour may cost a pass over the data: only where it is used.
-    color = {"mean_pixel": task.mean_color()} if config.model.padding.content == "mean" else {}
+    color = {"mean_pixel": task.mean_color} if config.model.padding.content == "mean" else {}
     return AMMPL(config.model, backbone, names, config.seeds, template, **color)
 
 

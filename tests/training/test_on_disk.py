@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,11 +58,14 @@ def test_crops_change_what_is_learned(home, tmp_path):
 
 
 def test_transfer_scores_every_target_among_its_own_names(home, tmp_path):
-    config = resolve("ammpl", VALUES | {"data.task": "cross_dataset", "data.targets": "dtd, eurosat"})
+    write_published(home.root, "sun397", "SUN397", "split_zhou_SUN397.json", ("abbey", "river"))
+    config = resolve("ammpl", VALUES | {"data.task": "cross_dataset", "data.targets": "dtd, sun397"})
     list(run.train(config, tmp_path, home))
     ((_, metrics),) = run.test(config, tmp_path / "learnables.safetensors", tmp_path, home)
-    assert metrics["test/eurosat_accuracy"] == metrics["test/accuracy"]
-    assert metrics["test/target_accuracy"] == (metrics["test/dtd_accuracy"] + metrics["test/eurosat_accuracy"]) / 2
+    assert metrics["test/target_accuracy"] == (metrics["test/dtd_accuracy"] + metrics["test/sun397_accuracy"]) / 2
+    own = resolve("ammpl", VALUES)
+    ((_, alone),) = run.test(own, tmp_path / "learnables.safetensors", tmp_path, home)
+    assert metrics["test/accuracy"] == alone["test/accuracy"]  # its own test list is scored as ever, beside them
     lists = load_test(config.data, ImageTransform(32), home)
     assert lists["dtd"].split.class_names == ("banded", "river") and lists["dtd"].template == "{} texture."
 
@@ -80,6 +84,9 @@ def test_zero_shot_reads_every_target_with_its_own_sentence(home, tmp_path):
     [
         ({"data.targets": "dtb"}, "data.targets: unknown data set or folder, got 'dtb'. Fix: did you mean 'dtd'?"),
         ({}, "Caltech101 in .*missing. Expected there"),
+        ({"data.targets": "dtd,"}, "data.targets: must be names joined by commas, got 'dtd,'"),
+        ({"data.targets": "eurosat"}, "data.targets: names what is trained on, which is tested anyway, got 'eurosat'"),
+        ({"data.targets": "dtd,dtd"}, "data.targets: names two data sets whose figures would be called alike"),
     ],
 )
 def test_targets_are_looked_for_before_any_training(values, message, home):
@@ -113,9 +120,10 @@ def test_long_training_lists_are_drawn_from_first(home, monkeypatch, tmp_path):
     drawn = load_task(resolve("ammpl", VALUES).data, 1, ImageTransform(32), elsewhere)
     assert torch.equal(drawn.train.pixels(), whole.train.pixels())
     assert torch.equal(drawn.validation.pixels(), whole.validation.pixels())
-    assert not list(tmp_path.glob("eurosat/train-????????/*.arrow")) and list(
-        tmp_path.glob("eurosat/train-drawn-*/*.arrow")
-    )
+    load_task(resolve("ammpl", VALUES).data, 2, ImageTransform(32), elsewhere)
+    # Each sample has a place of its own: repeats do not remove each other's.
+    assert not list(tmp_path.glob("eurosat/train-????????/*.arrow"))
+    assert len(list(tmp_path.glob("eurosat/train-????????-????????/*.arrow"))) == 2
     open_dataset.cache_clear()
     load_task.cache_clear()
 
@@ -187,3 +195,57 @@ def test_broken_pictures_stop_a_trial_unless_it_may_do_without_them(tmp_path):
     ((_, metrics),) = run.test(resolve("zero_shot", {**dict(list(values.items())[:4]), "data.skip_broken": True}),
                                None, tmp_path, home)  # fmt: skip
     assert metrics["test/accuracy"] * 3 == pytest.approx(round(metrics["test/accuracy"] * 3))
+
+
+def lists(root: Path, train, val, test) -> DataHome:
+    """A data set whose lists hold these labels, two pictures each."""
+    write_published(root, "dtd", "images", "split_zhou_DescribableTextures.json", tuple("abcdefghij"))
+    file = root / "dtd/split_zhou_DescribableTextures.json"
+    split = json.loads(file.read_text())
+    kept = {part: [entry for entry in split[part] if entry[1] in labels]
+            for part, labels in (("train", train), ("val", val), ("test", test))}  # fmt: skip
+    file.write_text(json.dumps(kept))
+    return DataHome(root, root / "store")
+
+
+@pytest.mark.parametrize(
+    ("task", "val", "test", "message"),
+    [
+        ("base_to_new", range(10), range(5), "dtd/test: has no picture of the classes to score: f, g, h"),
+        ("base_to_new", range(5, 10), range(10), "has no validation image of the trained classes"),
+        ("pseudo_new", range(2, 10), range(10), "has no validation image held out"),
+    ],
+)
+def test_lists_that_lack_what_is_scored_are_found_before_training(task, val, test, message, tmp_path):
+    home = lists(tmp_path, range(10), val, test)
+    holdout = {"data.holdout": 0} if task == "pseudo_new" else {}
+    with pytest.raises(UserError, match=message):
+        run.preflight(resolve("ammpl", VALUES | {"data.name": "dtd", "data.task": task} | holdout), home)
+
+
+def test_a_validation_list_may_lack_a_class(tmp_path):
+    home = lists(tmp_path, range(10), range(1, 10), range(10))
+    ((_, metrics),) = run.train(resolve("ammpl", VALUES | {"data.name": "dtd"}), tmp_path / "trial", home)
+    assert "validation/accuracy" in metrics and (tmp_path / "trial/masks.png").exists()
+
+
+def test_names_that_only_the_test_has_are_read_before_training(tmp_path):
+    """The embedded tower does not know every word; new classes and targets are told of at once."""
+    names = ("zero", "one", "two", "zebra")
+    write_published(tmp_path, "dtd", "images", "split_zhou_DescribableTextures.json", names)
+    home = DataHome(tmp_path, tmp_path / "store")
+    values = {"data.name": "dtd", "data.shots": 2, "data.task": "base_to_new"}
+    with pytest.raises(UserError, match="it has never seen 'zebra'"):
+        run.preflight(resolve("ammpl", values), home)
+    values = {"data.name": "digits", "data.task": "cross_dataset", "data.targets": "dtd"}
+    with pytest.raises(UserError, match="it has never seen 'zebra'"):
+        run.preflight(resolve("ammpl", values), home)
+
+
+def test_a_class_whose_pictures_are_all_broken_is_an_error_even_so(tmp_path):
+    write_published(tmp_path, "dtd", "images", "split_zhou_DescribableTextures.json", ("banded", "river"))
+    for path in (tmp_path / "dtd/images/river").glob("train_*"):
+        path.write_bytes(b"")
+    config = resolve("ammpl", VALUES | {"data.name": "dtd", "data.skip_broken": True})
+    with pytest.raises(UserError, match="has no training image that can be read of a class, got 'river'"):
+        run.preflight(config, DataHome(tmp_path, tmp_path / "store"))
