@@ -148,8 +148,8 @@ class PaddingConfig(_Config):
 
     Attributes:
         content: ``learned+text`` (the paper: a trainable patch plus N2 of the text feature), ``learned``, ``text``;
-            or pixels through the patch embedding: ``zero`` (black), ``mean`` (the training images' mean colour), ``noise``
-            (Gaussian, redrawn each step, fixed at evaluation).
+            or pixels through the patch embedding: ``zero`` (black), ``mean`` (the training images' mean colour),
+            ``noise`` (Gaussian, redrawn each step, fixed at evaluation).
         depth: J. 1 pads the input only (the paper), J > 1 pads again before each of the first J blocks, 0 never:
             masked patches are then plain zero vectors before the position embedding.
     """
