@@ -141,7 +141,7 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
 
 
 def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    options = _options(space.name, arguments)
+    options = _options(f"study {space.name}", arguments)
 
     from ammpl.study.study import run_study  # imports Ray, whose seconds a mistake need not wait for
 
@@ -154,7 +154,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     from ammpl.study.rerun import compare, finished_space
 
     space = finished_space(arguments.study)
-    options = _options(space.name, arguments)
+    options = _options(f"study {space.name}", arguments)
 
     from ammpl.study.study import run_study
 
@@ -173,7 +173,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     from ammpl.study.replay import check_study
 
     check_study(arguments.study)
-    options = _options(f"{arguments.study}", arguments)
+    options = _options(f"resuming {arguments.study}", arguments)
 
     from ammpl.study.study import resume_study
 
@@ -185,7 +185,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     return _exit_code(summary)
 
 
-def _options(name: str, arguments: argparse.Namespace) -> Options:
+def _options(what: str, arguments: argparse.Namespace) -> Options:
     """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0
@@ -193,7 +193,7 @@ def _options(name: str, arguments: argparse.Namespace) -> Options:
             raise UserError(flag, f"must be at least {least}", got=value)
 
     if not arguments.quiet:
-        print(f"study {name}: starting Ray, loading the backbone and the data", flush=True)
+        print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
 
     from ammpl.study.study import Options
 
