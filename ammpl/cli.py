@@ -16,7 +16,7 @@ from ammpl.config import resolve
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, is_path
 from ammpl.errors import UserError, did_you_mean
-from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_resume, add_tune
+from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_resume, add_status, add_tune
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
@@ -185,6 +185,13 @@ def _resume(arguments: argparse.Namespace) -> int:
     return _exit_code(summary)
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from ammpl.study.status import status
+
+    print("\n".join(status(arguments.study)))
+    return EXIT_SUCCESS
+
+
 def _options(what: str, arguments: argparse.Namespace) -> Options:
     """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
@@ -263,6 +270,7 @@ def show(summary: StudySummary, console: Console) -> None:
 COMMANDS: dict[str, Command] = {
     "prepare": Command("check data sets and prepare them ahead", add_prepare, _prepare),
     "resume": Command("go on with a study that was interrupted, or died", add_resume, _resume),
+    "status": Command("how far a study is, from its folder alone", add_status, _status),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
 }
 

@@ -132,6 +132,23 @@ flag, disk), 130 interrupted"""
     _add_help(parser.add_argument_group("other"))
 
 
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py status``."""
+    parser.usage = "tune.py status STUDY"
+    parser.description = """\
+Say how far a study is, running or not, from its folder alone: trials by phase
+and state, the best one, the time. Nothing is started or changed."""
+    parser.epilog = """\
+example:
+  python tune.py status studies/default-20260101-120000
+
+exit codes: 0 said, 2 something to mend (no study, damaged log)"""
+    parser.add_argument_group("what is looked at").add_argument(
+        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+    )
+    _add_help(parser.add_argument_group("other"))
+
+
 def _add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
     """Add the flags that decide no number; ``new`` for a study that gets a folder."""
     _add_home(parser)

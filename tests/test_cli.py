@@ -265,8 +265,8 @@ def test_a_mistyped_command_is_told_from_a_space_file(space: Path, capsys: pytes
     assert (
         capsys.readouterr().err == "error: reurn: is neither a command nor a space file. Fix: did you mean 'rerun'?\n"
     )
-    assert _main("statistics") == 2
-    assert "statistics: is neither a command nor a space file. Fix: known: " in capsys.readouterr().err
+    assert _main("frobnicate") == 2
+    assert "frobnicate: is neither a command nor a space file. Fix: known: " in capsys.readouterr().err
     Path("reurn").write_text(SPACE)  # a file of that name is a space, with or without an ending
     assert _main("reurn", "--trials", "0") == 2
     assert "--trials: must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""How far a study is, from its folder alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ammpl.study.budget import duration_text
+from ammpl.study.event_log import FILE, Event, History, read_history
+from ammpl.study.replay import check_study
+from ammpl.study.space_file import read_space
+from ammpl.study.trial import State
+
+
+def status(folder: Path) -> list[str]:
+    """Return lines for people: whether the study runs, its trials by phase and state, the best one, its time.
+
+    Raises:
+        UserError: the folder is no study's, or its log cannot be read.
+    """
+    check_study(folder)
+    history = read_history(folder / FILE)
+    begun = {line.event["key"]: line.event for line in history.told if line.event["event"] == "started"}
+    counts: dict[str, Counter[str]] = {}
+    for key, event in begun.items():
+        state = history.states.get(key)
+        counts.setdefault(event["phase"], Counter())[str(state) if state else "begun, not ended"] += 1
+    lines = [f"{folder}: {_condition(folder, history)}"]
+    for phase, states in counts.items():
+        listed = ", ".join(f"{count} {state}" for state, count in states.items())
+        lines.append(f"{phase}: {states.total()} trials: {listed}")
+    if best := _best(folder, history, begun):
+        lines.append(best)
+    lines.append(f"time: {duration_text(history.seconds) or '0 s'}")
+    return lines
+
+
+def _condition(folder: Path, history: History) -> str:
+    session = history.session
+    if _is_locked(folder):
+        return "is running" + (f" (process {session['pid']} on {session['host']})" if session else "")
+    if history.has_ended:
+        return "has ended"
+    return f"is not running and has not ended; it goes on with: python tune.py resume {folder}"
+
+
+def _is_locked(folder: Path) -> bool:
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder: nothing is known
+        return False
+
+
+def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None:
+    """Describe the search's or ablation's best complete trial."""
+    objective = read_space(folder / "study.yaml").objective
+    values = {
+        line.event["key"]: float(line.event["value"])
+        for line in history.told
+        if line.event["event"] == "finished"
+        and line.event["state"] == State.COMPLETE
+        and begun[line.event["key"]]["phase"] == "search"
+    }
+    if not values:
+        return None
+    key = (max if objective.direction == "maximize" else min)(values, key=values.__getitem__)
+    return f"best so far: {key}, {objective.metric} {values[key]:.4f}"
