@@ -14,7 +14,7 @@ from rich.console import Console
 import ammpl
 from ammpl.config import resolve
 from ammpl.data.catalog import DESCRIPTIONS
-from ammpl.data.home import EMBEDDED, DataHome, is_path
+from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
 from ammpl.errors import UserError, did_you_mean
 from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_resume, add_status, add_tune
 from ammpl.study.budget import duration_seconds
@@ -106,7 +106,7 @@ def _dataset(name: str | None) -> str | None:
 def _home(arguments: argparse.Namespace) -> DataHome:
     """Return where data lie, by the flags and else by the environment."""
     given = {"root": arguments.data_root, "store": arguments.store}
-    return DataHome(**{name: path.expanduser().absolute() for name, path in given.items() if path is not None})
+    return DataHome(**{name: expanded(path) for name, path in given.items() if path is not None})
 
 
 def _default_space() -> Path:
@@ -131,6 +131,7 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.study import configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
+    _check_machine(arguments)
     check_output(arguments.output)
     configs, home = configurations(space), _home(arguments)
     prepare_data(configs, home, arguments.quiet)
@@ -192,13 +193,17 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
-def _options(what: str, arguments: argparse.Namespace) -> Options:
-    """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
+def _check_machine(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a flag of the machine that is out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0
         if value is not None and not value >= least:
             raise UserError(flag, f"must be at least {least}", got=value)
 
+
+def _options(what: str, arguments: argparse.Namespace) -> Options:
+    """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
+    _check_machine(arguments)
     if not arguments.quiet:
         print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -334,20 +334,25 @@ class TrialConfig(_Config):
         return _build({**self.flat(), **values}, where)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A named method: what makes it that method, and the settings it was published with.
+Published = Callable[[DataConfig], Mapping[str, Scalar]]
+"""The settings that a method was published with, for a task on a data set."""
 
-    Attributes:
-        defining: dotted names with the values they may take; anything else would make the name untrue.
-        published: the settings to start from (reference: the CoOp family's protocol, docs/protocol.md).
-        epochs_by_shots: training epochs where the protocol makes them depend on the shots (smallest bound that
-            holds the shots wins).
-    """
 
-    defining: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    published: Mapping[str, Scalar] = field(default_factory=dict)
-    epochs_by_shots: Mapping[int, int] = field(default_factory=dict)
+def _coop(data: DataConfig) -> dict[str, Scalar]:
+    """CoOp: 16 random vectors for all classes, "a photo of a" where new ones are scored; ImageNet takes 50 epochs."""
+    all_classes = data.task == "all"
+    epochs = (50 if data.shots == 1 else 100 if data.shots <= 4 else 200) if all_classes else 200
+    return {
+        **_COOP_SGD,
+        "training.batch_size": 32,
+        "training.epochs": 50 if data.name == "imagenet" or data.transfers else epochs,
+        "model.text.init": "random" if all_classes else "a photo of a",
+        "model.text.length": 16 if all_classes else None,
+    }
+
+
+def _cocoop(data: DataConfig) -> dict[str, Scalar]:
+    return {**_COOP_SGD, "training.batch_size": 1, "training.epochs": 10, "model.interaction.width": 32}
 
 
 _COOP_SGD: dict[str, Scalar] = {
@@ -356,7 +361,22 @@ _COOP_SGD: dict[str, Scalar] = {
     "training.weight_decay": 5e-4,
     "training.schedule": "coop",
     "training.evaluate_every": 100,
+    "training.steps": None,
 }
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: what makes it that method, and the settings it was published with.
+
+    Attributes:
+        defining: dotted names with the values they may take; anything else would make the name untrue.
+        published: the settings to start from (reference: the CoOp family's protocol, docs/protocol.md).
+    """
+
+    defining: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    published: Published = lambda data: {}
+
 
 METHODS: dict[str, Method] = {
     "ammpl": Method(),
@@ -366,13 +386,7 @@ METHODS: dict[str, Method] = {
             "model.mask.kind": ("none",),
             "model.interaction.direction": ("none",),
         },
-        published={
-            **_COOP_SGD,
-            "training.batch_size": 32,
-            "model.text.init": "random",
-            "model.text.length": 16,
-        },
-        epochs_by_shots={1: 50, 4: 100, 10**9: 200},
+        published=_coop,
     ),
     "cocoop": Method(
         defining={
@@ -381,8 +395,7 @@ METHODS: dict[str, Method] = {
             "model.interaction.direction": ("image_to_text",),
             "model.interaction.image_source": ("pooled",),
         },
-        published={**_COOP_SGD, "training.batch_size": 1, "model.interaction.width": 32},
-        epochs_by_shots={10**9: 10},
+        published=_cocoop,
     ),
     "zero_shot": Method(
         defining={
@@ -415,12 +428,7 @@ def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> Tri
     chosen = METHODS[method]
     layered: dict[str, Any] = {"method": method, **FIELD_DEFAULTS}
     layered.update({name: allowed[0] for name, allowed in chosen.defining.items()})
-    layered.update(chosen.published)
-    shots = values.get("data.shots", layered["data.shots"])
-    if chosen.epochs_by_shots and isinstance(shots, int):
-        bound = min((most for most in chosen.epochs_by_shots if shots <= most), default=max(chosen.epochs_by_shots))
-        epochs = chosen.epochs_by_shots[bound]
-        layered.update({"training.epochs": epochs, "training.steps": None})
+    layered.update(chosen.published(_data(values)))
     # The two budgets exclude each other, and so do a phrase and a length: naming one takes the other's default back.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if values.get(name) is not None and other not in values:
@@ -431,6 +439,15 @@ def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> Tri
         layered["model.text.length"] = None
     layered.update({"method": method, **values})
     return _build(layered, where)
+
+
+def _data(values: Mapping[str, Any]) -> DataConfig:
+    """Return what the values say of the data; the defaults where that is not valid, which :func:`_build` tells of."""
+    named = {name.removeprefix("data."): value for name, value in values.items() if name.startswith("data.")}
+    try:
+        return DataConfig.model_validate(named)
+    except ValidationError:
+        return DataConfig()
 
 
 def _build(flat: Mapping[str, Any], where: str) -> TrialConfig:

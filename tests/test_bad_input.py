@@ -127,6 +127,11 @@ def test_space_files(refused: Refused, tmp_path: Path, old: str, new: str, messa
     [
         (["missing.yaml"], "missing.yaml: cannot be read (No such file or directory)"),
         (["."], ".: cannot be read (Is a directory)"),
+        (["--concurrency", "0"], "--concurrency: must be at least 1, got 0"),
+        (["--gpus-per-trial", "-1"], "--gpus-per-trial: must be at least 0, got -1"),
+        (["--dataset", "x" * 300], "data.name: unknown data set or folder"),
+        (["--output", "x" * 300], "--output: cannot be used (File name too long)"),
+        (["--data-root", "~nobody-here/x"], "~nobody-here/x: names the home of a user who does not exist"),
         (["--dataset", "digit"], "data.name: unknown data set or folder, got 'digit'. Fix: did you mean 'digits'?"),
         (["--backbone", "ViT-B-61"], "backbone.name: unknown backbone, got 'ViT-B-61'. Fix: did you mean 'ViT-B-16'?"),
         (["--backbone", "ViT-B-16"], "backbone.pretrained: ViT-B-16 needs a pretrained tag or a checkpoint file. Fix"),

@@ -110,3 +110,29 @@ def test_repeats_share_data_and_differ_in_the_rest():
     assert SeedConfig.of_repeat(0, 1) == first
     assert SeedConfig.of_repeat(1, 1).data == 1 and SeedConfig.of_repeat(1, 1).init != first.init
     assert SeedConfig.of_repeat(0, 0).data == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "init", "length"),
+    [
+        ({"data.shots": 1}, 50, "random", 16),
+        ({"data.shots": 4}, 100, "random", 16),
+        ({"data.shots": 16}, 200, "random", 16),
+        ({"data.name": "imagenet"}, 50, "random", 16),
+        ({"data.task": "base_to_new", "data.shots": 4}, 200, "a photo of a", None),
+        ({"data.task": "pseudo_new"}, 200, "a photo of a", None),
+        ({"data.task": "base_to_new", "data.name": "imagenet"}, 50, "a photo of a", None),
+        ({"data.task": "cross_dataset", "data.name": "imagenet"}, 50, "a photo of a", None),
+        ({"data.task": "domain_generalisation"}, 50, "a photo of a", None),
+    ],
+)
+def test_coop_is_published_with_settings_for_each_task(data, epochs, init, length):
+    config = resolve("coop", data)
+    assert (config.training.epochs, config.training.steps) == (epochs, None)
+    assert (config.model.text.init, config.model.text.length) == (init, length)
+    assert config.training.batch_size == 32 and config.training.schedule == "coop"
+    cocoop = resolve("cocoop", data)
+    assert (cocoop.training.epochs, cocoop.training.batch_size, cocoop.model.text.init) == (10, 1, "a photo of a")
+    # What is written goes before what was published.
+    assert resolve("coop", {**data, "model.text.init": "random", "model.text.length": 4}).model.text.length == 4
+    assert resolve("coop", {**data, "training.steps": 7}).training.epochs is None

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ammpl.errors import UserError
+
 EMBEDDED = (
     "digits",
     "digits-distractor",
@@ -18,11 +20,28 @@ EMBEDDED = (
 
 def is_path(name: str) -> bool:
     """Return whether a data set is named by a folder or manifest rather than by a registered name."""
-    return bool(name.strip()) and ("/" in name or os.sep in name or Path(name).exists())
+    try:
+        return bool(name.strip()) and ("/" in name or os.sep in name or Path(name).exists())
+    except OSError:  # longer than a file's name may be
+        return False
+
+
+def expanded(path: Path) -> Path:
+    """Return a path in full.
+
+    Raises:
+        UserError: it names the home of a user who does not exist.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise UserError(
+            str(path), "names the home of a user who does not exist", fix="write the path in full"
+        ) from None
 
 
 def _from_environment(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().absolute()
+    return expanded(Path(os.environ.get(variable) or default))
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,10 @@ class TextPrompt(nn.Module):
             UserError: the backbone cannot read a name, a prompt is too long, or a class that was not trained has
                 no context of its own.
         """
-        index = {name: position for position, name in enumerate(self.class_names)}
-        trained = torch.tensor([index.get(name, -1) for name in names])
+        # The first of that name; ImageNet has two names twice, and its own classes keep their own places.
+        index = {name: position for position, name in reversed(list(enumerate(self.class_names)))}
+        own = tuple(names) == self.class_names
+        trained = torch.arange(len(names)) if own else torch.tensor([index.get(name, -1) for name in names])
         if self.config.context == "class" and bool((trained < 0).any()):
             new = names[int((trained < 0).nonzero()[0])]
             raise UserError(

@@ -51,9 +51,12 @@ def check_output(output: Path | None) -> None:
     """Raise UserError if a study folder exists already; one is never overwritten."""
     if output is None:
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("--output", _TAKEN, got=str(output), fix=_fix(output))
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError("--output", _TAKEN, got=str(output), fix=_fix(output))
+        there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise UserError("--output", f"cannot be used ({error.strerror})", got=str(output), fix=ELSEWHERE) from None
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "it may not be written to" if there.is_dir() else "it is a file"
         raise UserError("--output", f"cannot be created below {there} ({problem})", got=str(output), fix=ELSEWHERE)

@@ -303,3 +303,11 @@ def test_strength_zero_is_no_interaction(backbone64, images):
     without.load_state_dict(model.state_dict(), strict=False)
     arguments = (*inputs(model, images), model.classes(NAMES))
     torch.testing.assert_close(model.predict(*arguments), without.predict(*arguments), **CLOSE)
+
+
+def test_classes_of_one_name_keep_their_own_places(backbone):
+    """ImageNet has "missile" and "sunglasses" twice."""
+    names = ("cat", "dog", "cat")
+    model = AMMPL(config(), backbone, names, SEEDS)
+    assert model.classes(names).trained_C.tolist() == [0, 1, 2]
+    assert model.classes(("dog", "cat", "fish")).trained_C.tolist() == [1, 0, -1]
