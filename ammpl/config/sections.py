@@ -1,8 +1,4 @@
-"""The configuration of one trial: everything that decides a number, typed, frozen, and checked as a whole.
-
-A :class:`TrialConfig` is written with dotted names (``model.mask.temperature``), in a space file, in ``--set`` and in
-the results alike. :func:`resolve` layers such values over a method's published settings and over the defaults below.
-Equal configurations have equal hashes; trials of one study differ by hyperparameters, not by data noise.
+"""The sections of a trial's configuration, and what each field means.
 
 What the AMMPL paper says and what this project chose is marked field by field; docs/method.md has the whole list.
 """
@@ -10,25 +6,22 @@ What the AMMPL paper says and what this project chose is marked field by field; 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from ammpl.errors import UserError, did_you_mean, from_validation_error
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Scalar = bool | int | float | str | None
 
 
-class _Config(BaseModel):
+class Section(BaseModel):
+    """A typed, frozen part of a configuration, strict about its keys and values."""
+
     # strict: "16" is not 16 and True is not 1; a typed file should say what it means.
     # allow_inf_nan: a NaN in a configuration would make it unequal to itself.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class BackboneConfig(_Config):
+class BackboneConfig(Section):
     """The frozen CLIP.
 
     Attributes:
@@ -41,7 +34,7 @@ class BackboneConfig(_Config):
     pretrained: str | None = None
 
 
-class DataConfig(_Config):
+class DataConfig(Section):
     """The few-shot task.
 
     Attributes:
@@ -86,7 +79,7 @@ class DataConfig(_Config):
         return self
 
 
-class TextConfig(_Config):
+class TextConfig(Section):
     """The text prompt: context vectors, then the class name.
 
     Attributes:
@@ -112,7 +105,7 @@ class TextConfig(_Config):
         return self
 
 
-class MaskConfig(_Config):
+class MaskConfig(Section):
     """The probability matrices and how masks are drawn from them.
 
     The paper: one matrix a class, one probability a patch, Bernoulli samples, gradients back to the matrix. Everything
@@ -143,7 +136,7 @@ class MaskConfig(_Config):
     keep_rate: float = Field(0.7, gt=0, le=1)
 
 
-class PaddingConfig(_Config):
+class PaddingConfig(Section):
     """What stands where a mask hides a patch.
 
     Attributes:
@@ -158,7 +151,7 @@ class PaddingConfig(_Config):
     depth: int = Field(1, ge=0)
 
 
-class InteractionConfig(_Config):
+class InteractionConfig(Section):
     """The light-weight networks N1 (image to text context) and N2 (text to padding).
 
     Attributes:
@@ -175,7 +168,7 @@ class InteractionConfig(_Config):
     image_source: Literal["per_class", "pooled"] = "per_class"
 
 
-class ModelConfig(_Config):
+class ModelConfig(Section):
     """The prompts around the frozen backbone.
 
     Modalities of an ablation are combinations, not a switch of their own: text only = ``mask.kind: none``; image only
@@ -217,7 +210,7 @@ class ModelConfig(_Config):
         return self
 
 
-class TrainingConfig(_Config):
+class TrainingConfig(Section):
     """The optimisation of the learnables.
 
     Attributes:
@@ -258,7 +251,7 @@ class TrainingConfig(_Config):
         return self
 
 
-class SeedConfig(_Config):
+class SeedConfig(Section):
     """Where each kind of randomness comes from. 0 is a seed like any other.
 
     Attributes:
@@ -280,202 +273,3 @@ class SeedConfig(_Config):
             return int.from_bytes(digest[:4], "big")
 
         return cls(data=repeat, init=derived("init"), noise=derived("noise"))
-
-
-class TrialConfig(_Config):
-    """One trial, complete: two equal configurations give the same numbers on the same machine.
-
-    Build it with :func:`resolve`, which knows each method's published settings.
-    """
-
-    method: Literal["ammpl", "coop", "cocoop", "zero_shot"] = "ammpl"
-    backbone: BackboneConfig = BackboneConfig()
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig(steps=100)
-    seeds: SeedConfig = SeedConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        values = self.flat()
-        for name, allowed in METHODS[self.method].defining.items():
-            if values[name] not in allowed:
-                raise ValueError(
-                    f"method {self.method!r} is defined by {name} = {' or '.join(map(repr, allowed))}, "
-                    f"got {values[name]!r}: use method 'ammpl' to combine freely"
-                )
-        if self.model.text.context == "class" and self.data.task != "all":
-            raise ValueError(
-                f"model.text.context 'class' has no context for new classes, and data.task is {self.data.task!r}: "
-                "use 'shared'"
-            )
-        learns_image = self.model.mask.kind in ("learned", "binary") or (
-            self.model.mask.kind == "random" and self.model.padding.content in ("learned+text", "learned", "text")
-        )
-        if self.model.text.context == "fixed" and not learns_image and self.training.steps != 0:
-            raise ValueError("nothing is learned here (text fixed, no mask): set training.steps to 0")
-        return self
-
-    def flat(self) -> dict[str, Scalar]:
-        """Return all values by dotted name, in declaration order."""
-        return dict(_flatten(self.model_dump()))
-
-    def canonical_json(self) -> str:
-        """Return the one JSON text of this configuration: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @property
-    def sha256(self) -> str:
-        """The identity of the configuration: the hash of its canonical JSON, 64 hexadecimal digits."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
-
-    def with_values(self, values: Mapping[str, Any], where: str = "trial") -> TrialConfig:
-        """Return this configuration with some dotted names changed, checked again as a whole."""
-        return _build({**self.flat(), **values}, where)
-
-
-Published = Callable[[DataConfig], Mapping[str, Scalar]]
-"""The settings that a method was published with, for a task on a data set."""
-
-
-def _coop(data: DataConfig) -> dict[str, Scalar]:
-    """CoOp: 16 random vectors for all classes, "a photo of a" where new ones are scored; ImageNet takes 50 epochs."""
-    all_classes = data.task == "all"
-    epochs = (50 if data.shots == 1 else 100 if data.shots <= 4 else 200) if all_classes else 200
-    return {
-        **_COOP_SGD,
-        "training.batch_size": 32,
-        "training.epochs": 50 if data.name == "imagenet" or data.transfers else epochs,
-        "model.text.init": "random" if all_classes else "a photo of a",
-        "model.text.length": 16 if all_classes else None,
-    }
-
-
-def _cocoop(data: DataConfig) -> dict[str, Scalar]:
-    return {**_COOP_SGD, "training.batch_size": 1, "training.epochs": 10, "model.interaction.width": 32}
-
-
-_COOP_SGD: dict[str, Scalar] = {
-    "training.optimizer": "sgd",
-    "training.learning_rate": 0.002,
-    "training.weight_decay": 5e-4,
-    "training.schedule": "coop",
-    "training.evaluate_every": 100,
-    "training.steps": None,
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named method: what makes it that method, and the settings it was published with.
-
-    Attributes:
-        defining: dotted names with the values they may take; anything else would make the name untrue.
-        published: the settings to start from (reference: the CoOp family's protocol, docs/protocol.md).
-    """
-
-    defining: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    published: Published = lambda data: {}
-
-
-METHODS: dict[str, Method] = {
-    "ammpl": Method(),
-    "coop": Method(
-        defining={
-            "model.text.context": ("shared", "class"),
-            "model.mask.kind": ("none",),
-            "model.interaction.direction": ("none",),
-        },
-        published=_coop,
-    ),
-    "cocoop": Method(
-        defining={
-            "model.text.context": ("shared",),
-            "model.mask.kind": ("none",),
-            "model.interaction.direction": ("image_to_text",),
-            "model.interaction.image_source": ("pooled",),
-        },
-        published=_cocoop,
-    ),
-    "zero_shot": Method(
-        defining={
-            "model.text.context": ("fixed",),
-            "model.mask.kind": ("none",),
-            "model.interaction.direction": ("none",),
-            "training.steps": (0,),
-        },
-    ),
-}
-
-
-def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> TrialConfig:
-    """Build a configuration: field defaults, then the method's published settings, then ``values``.
-
-    Args:
-        method: a key of :data:`METHODS`.
-        values: dotted names and their values.
-        where: what is being read, for error texts (``default.yaml: fixed``).
-
-    Raises:
-        UserError: unknown method or name, wrong type or range, or values that contradict each other.
-
-    Example:
-        >>> resolve("coop", {"data.shots": 1}).training.epochs
-        50
-    """
-    if method not in METHODS:
-        raise UserError(f"{where}: method", "unknown method", got=method, fix=did_you_mean(method, METHODS))
-    chosen = METHODS[method]
-    layered: dict[str, Any] = {"method": method, **FIELD_DEFAULTS}
-    layered.update({name: allowed[0] for name, allowed in chosen.defining.items()})
-    layered.update(chosen.published(_data(values)))
-    # The two budgets exclude each other, and so do a phrase and a length: naming one takes the other's default back.
-    for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
-        if values.get(name) is not None and other not in values:
-            layered[other] = None
-            if name == "training.steps" and layered["training.schedule"] == "coop":
-                layered["training.schedule"] = "cosine"
-    if values.get("model.text.init", "random") != "random":
-        layered["model.text.length"] = None
-    layered.update({"method": method, **values})
-    return _build(layered, where)
-
-
-def _data(values: Mapping[str, Any]) -> DataConfig:
-    """Return what the values say of the data; the defaults where that is not valid, which :func:`_build` tells of."""
-    named = {name.removeprefix("data."): value for name, value in values.items() if name.startswith("data.")}
-    try:
-        return DataConfig.model_validate(named)
-    except ValidationError:
-        return DataConfig()
-
-
-def _build(flat: Mapping[str, Any], where: str) -> TrialConfig:
-    """Validate dotted names and values as a TrialConfig."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        if not isinstance(name, str) or name not in FIELD_NAMES:
-            raise UserError(f"{where}: {name}", "unknown name", fix=did_you_mean(str(name), FIELD_NAMES))
-        *parents, leaf = name.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = value
-    try:
-        return TrialConfig.model_validate(nested)
-    except ValidationError as error:
-        raise from_validation_error(error, where, FIELD_NAMES) from None
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Scalar]]:
-    pairs: list[tuple[str, Scalar]] = []
-    for key, value in nested.items():
-        name = prefix + key
-        pairs += _flatten(value, name + ".") if isinstance(value, dict) else [(name, value)]
-    return pairs
-
-
-FIELD_DEFAULTS: dict[str, Scalar] = TrialConfig().flat()
-"""Every dotted name of a trial with its default, in declaration order."""
-
-FIELD_NAMES: tuple[str, ...] = tuple(FIELD_DEFAULTS)
