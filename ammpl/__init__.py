@@ -1,3 +1,28 @@
 """AMMPL Study: distributed hyperparameter studies of adaptive multi-modality prompt learning."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ammpl.training.classifier import Classifier
+
 __version__ = "0.1.0"
+
+
+def load(source: str | Path, tracking_uri: str | None = None) -> Classifier:
+    """Return what a trial has learned as a classifier of pictures.
+
+    Args:
+        source: a finished study's folder, for its confirmed winner; a trial's folder; a file of learnables; or the
+            identifier of a trial's run in MLflow.
+        tracking_uri: of the MLflow store; None takes MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working directory.
+
+    Raises:
+        UserError: there is no such thing, it has not learned anything, or its backbone cannot be loaded.
+    """
+    from ammpl.study.learned import learnables_of  # here, so that the package itself imports nothing
+    from ammpl.training.classifier import Classifier
+
+    return Classifier(learnables_of(source, tracking_uri))

@@ -72,6 +72,7 @@ class AMMPL(nn.Module):
         self.config = config
         self.backbone = backbone
         self.seeds = seeds
+        self.mean_pixel = mean_pixel
 
         # Each part draws from a generator of its own: adding one never moves another's start.
         def start(part: str) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -15,18 +16,49 @@ from ammpl.model.backbone import Backbone
 ROWS = 1024
 """Tower passes in flight at evaluation (images x classes): bounds memory, and more is no faster on a CPU."""
 
+Pixels = Callable[[slice], Tensor]
+"""Some images of many, uint8 (B, 3, S, S)."""
+
 
 @lru_cache(maxsize=16)
 def pooled_features(backbone: Backbone, split: Split) -> Tensor:
     """Return the frozen features (n, D) of a split's unmasked images, computed once a process."""
-    with torch.no_grad():
-        chunks = [slice(start, start + ROWS) for start in range(0, len(split), ROWS)]
-        return torch.cat([backbone.image_features(patches(backbone, split.pixels(chunk))) for chunk in chunks])
+    return _pooled(backbone, split.pixels, len(split))
+
+
+@torch.no_grad()
+def _pooled(backbone: Backbone, pixels: Pixels, count: int) -> Tensor:
+    chunks = [slice(start, start + ROWS) for start in range(0, count, ROWS)]
+    return torch.cat([backbone.image_features(patches(backbone, pixels(chunk))) for chunk in chunks])
 
 
 def patches(backbone: Backbone, images: Tensor) -> Tensor:
     """Return patch tokens (B, N, V) of uint8 images (B, 3, S, S)."""
     return backbone.embed_patches(backbone.normalize(images))
+
+
+def scores(
+    model: AMMPL, pixels: Pixels, count: int, class_names: Sequence[str], pooled_nD: Tensor | None = None
+) -> Tensor:
+    """Return evaluation logits (n, C) in fp32 on the CPU.
+
+    Args:
+        pixels: returns some of the images, uint8 (B, 3, S, S).
+        count: n, images in all.
+        class_names: among which to decide.
+        pooled_nD: frozen features of the unmasked images where they are known; computed where they are read.
+    """
+    model.eval()
+    classes = model.classes(class_names)
+    if pooled_nD is None and model.reads_pooled:
+        pooled_nD = _pooled(model.backbone, pixels, count)
+    batch = max(1, ROWS // len(class_names))
+    logits = []
+    for start in range(0, count, batch):
+        chosen = slice(start, start + batch)
+        patches_BNV = patches(model.backbone, pixels(chosen)) if model.reads_patches else None
+        logits.append(model.predict(patches_BNV, pooled_nD[chosen] if pooled_nD is not None else None, classes))
+    return torch.cat(logits).float().cpu()
 
 
 def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
@@ -35,16 +67,8 @@ def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
     Returns:
         ``accuracy`` in [0, 1] over all images (not a mean over classes), and ``loss``, the mean cross-entropy in nats.
     """
-    model.eval()
-    classes = model.classes(split.class_names)
     pooled = pooled_features(model.backbone, split) if model.reads_pooled else None
-    batch = max(1, ROWS // len(split.class_names))
-    logits = []
-    for start in range(0, len(split), batch):
-        chosen = slice(start, start + batch)
-        patches_BNV = patches(model.backbone, split.pixels(chosen)) if model.reads_patches else None
-        logits.append(model.predict(patches_BNV, pooled[chosen] if pooled is not None else None, classes))
-    logits_nC = torch.cat(logits).float().cpu()
+    logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled)
     correct = int((logits_nC.argmax(-1) == split.labels).sum())
     return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
 

@@ -11,6 +11,13 @@ import optuna
 import pyarrow.parquet as pq
 from mlflow.tracking import MlflowClient
 
+import ammpl
+from ammpl.data.home import DataHome
+from ammpl.data.task import load_test
+from ammpl.model.backbone import load_backbone
+from ammpl.training.classifier import Classifier
+from ammpl.training.run import image_transform
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Half of the trials fail (their loss overflows), and the pruner stops whatever is below the median.
@@ -33,6 +40,15 @@ confirm: {top: 1, repeats: 1, baselines: [zero_shot]}
 """
 
 
+def sealed_accuracy(classifier: Classifier) -> float:
+    """Return the accuracy on the sealed digits."""
+    transform = image_transform(load_backbone(classifier.config.backbone).preprocessing)
+    [(_, split, _)] = load_test(classifier.config.data, transform, DataHome()).values()
+    predicted = classifier.predict(split.pixels())
+    right = [name == split.class_names[label] for name, label in zip(predicted, split.labels, strict=True)]
+    return sum(right) / len(right)
+
+
 def test_a_study_from_the_command_line(tmp_path: Path, sqlite_uri: str) -> None:
     (tmp_path / "tiny.yaml").write_text(SPACE)
     command = [sys.executable, str(ROOT / "tune.py"), "tiny.yaml", "--output", "out", "--tracking-uri", sqlite_uri]
@@ -52,12 +68,15 @@ def test_a_study_from_the_command_line(tmp_path: Path, sqlite_uri: str) -> None:
     )
     learned = folder / "checkpoints" / f"confirm-{int(summary['winner']):04d}-r2"
     assert (learned / "learnables.safetensors").stat().st_size < 1_000_000
+    recorded = trials[f"test-{int(summary['winner']):04d}-r2"]["metrics.test/accuracy"]
+    assert sealed_accuracy(ammpl.load(folder)) == recorded
 
     stored = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/optuna.sqlite3").trials
     client = MlflowClient(sqlite_uri)
     parent = json.loads((folder / "mlflow.json").read_text())
     runs = client.search_runs([parent["experiment_id"]], f"tags.mlflow.parentRunId = '{parent['run_id']}'")
     tracked = {run.data.tags["trial"]: run for run in runs}
+    assert sealed_accuracy(ammpl.load(tracked[learned.name].info.run_id, sqlite_uri)) == recorded
     assert tracked.keys() == trials.keys()
     statuses = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
     for key, row in trials.items():

@@ -1,0 +1,103 @@
+"""A trained trial as a classifier: pictures in, class names out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ammpl.config import TrialConfig
+from ammpl.data.store import decode
+from ammpl.errors import UserError
+from ammpl.model.ammpl import AMMPL
+from ammpl.model.backbone import load_backbone
+from ammpl.training import checkpoint
+from ammpl.training.evaluation import scores
+from ammpl.training.run import device, image_transform
+
+Picture = Image.Image | str | Path
+"""A picture in memory, or a file that PIL reads."""
+
+
+class Classifier:
+    """What a trial has learned, around its frozen backbone.
+
+    Args:
+        path: a trial's ``learnables.safetensors``, which names its configuration, backbone and classes.
+
+    Attributes:
+        config: the trial's.
+        class_names: that it was trained on.
+
+    Raises:
+        UserError: the file is missing, damaged or no trial's, or its backbone cannot be loaded.
+
+    Example:
+        >>> classifier = ammpl.load("studies/default-20260101-120000")  # doctest: +SKIP
+        >>> classifier.predict(["a.jpg", "b.jpg"])  # doctest: +SKIP
+        ['seven', 'two']
+    """
+
+    def __init__(self, path: Path):
+        origin = checkpoint.read_origin(path)
+        self.config: TrialConfig = origin.config
+        self.class_names = origin.class_names
+        backbone = load_backbone(origin.config.backbone, device())
+        self._transform = image_transform(backbone.preprocessing)
+        self._model = AMMPL(
+            origin.config.model,
+            backbone,
+            origin.class_names,
+            origin.config.seeds,
+            origin.template,
+            origin.mean_pixel,
+        )
+        checkpoint.load_learnables(self._model, path)
+        self._model.eval()
+
+    def predict(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> list[str]:
+        """Return the most probable class name of each image; see :meth:`logits`."""
+        names = tuple(class_names or self.class_names)
+        return [names[index] for index in self.logits(images, names).argmax(-1).tolist()]
+
+    def probabilities(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> Tensor:
+        """Return probabilities (B, C), fp32, that sum to 1 over the classes; see :meth:`logits`."""
+        return self.logits(images, class_names).softmax(-1)
+
+    def logits(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> Tensor:
+        """Return scores (B, C), fp32 on the CPU, as a test of the trial computes them.
+
+        Args:
+            images: pictures, prepared here as evaluation does; or uint8 (B, 3, S, S) that is prepared already.
+            class_names: among which to decide, new ones included; None takes those of the training.
+
+        Raises:
+            UserError: no images, a file that is no picture, pixels of another shape, or names that cannot be read.
+        """
+        if isinstance(images, Tensor):
+            size = self._transform.size
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
+                got = f"{images.dtype} {tuple(images.shape)}"
+                raise UserError("images", f"prepared ones must be uint8 (B, 3, {size}, {size})", got=got)
+        if not len(images):
+            raise UserError("images", "must hold at least one picture")
+
+        def pixels(chosen: slice) -> Tensor:
+            if isinstance(images, Tensor):
+                return images[chosen]
+            return torch.from_numpy(np.stack([self._transform.evaluation_pixels(_rgb(i)) for i in images[chosen]]))
+
+        return scores(self._model, pixels, len(images), tuple(class_names or self.class_names))
+
+
+def _rgb(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return decode(image)
+    except Exception as error:  # PIL's plugins raise what they like
+        raise UserError(str(image), f"is not a picture that can be read ({error})") from None
