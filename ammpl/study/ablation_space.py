@@ -45,6 +45,9 @@ class AblationSpace(Section):
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
         budget: ends it before all its trials have run; by default there is none.
         test: whether each complete trial is tested once at the end; otherwise the test split stays sealed.
+        smallest_effect: what the reference should be better by, in the objective's unit, for the difference to matter;
+            a report judges by it. None declares nothing, and there are no verdicts.
+        family: the variants whose comparisons with the reference are corrected together; None for all of them.
     """
 
     version: Literal[1]
@@ -60,6 +63,8 @@ class AblationSpace(Section):
     objective: Objective = Objective()
     budget: Budget = Budget()
     test: bool = False
+    smallest_effect: float | None = Field(None, gt=0)
+    family: tuple[str, ...] | None = None
 
     @field_validator("variants", mode="before")
     @classmethod
@@ -91,6 +96,17 @@ class AblationSpace(Section):
         if len(set(repeats)) < len(repeats):
             raise ValueError("must differ: a repeat run twice is no second observation")
         return tuple(repeats)
+
+    @field_validator("family", mode="before")
+    @classmethod
+    def _check_family(cls, family: Any) -> Any:
+        if not isinstance(family, list | tuple):
+            return family
+        if not family:
+            raise ValueError("must name at least one variant; without the key all are in it")
+        if len(set(map(str, family))) < len(family):
+            raise ValueError("each variant must be named once")
+        return tuple(family)
 
     @property
     def base(self) -> TrialConfig:
@@ -153,6 +169,11 @@ class AblationSpace(Section):
                 got=self.reference,
                 fix=did_you_mean(self.reference, self.variants),
             )
+        others = [variant for variant in self.variants if variant != self.reference]
+        for name in self.family or ():
+            if name not in others:
+                rule = "must name variants other than the reference"
+                raise UserError(f"{where}: family", rule, got=name, fix=did_you_mean(name, others))
         known: dict[str, str] = {}
         for variant, overrides in self.variants.items():
             for name in overrides:

@@ -1,0 +1,1 @@
+"""What a study amounts to: statistics, tables, figures, and the page that shows them."""
