@@ -10,11 +10,9 @@ Shapes: B images or prompts, N patches, L text length, V vision width, T text wi
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import open_clip
@@ -22,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError, did_you_mean
 from ammpl.model import tiny_glyph
+from ammpl.model.weights import create_clip, tags_text
 
 Repad = Callable[[int, Tensor], Tensor]
 """(block index, tokens after the position embedding (B, N, V)) -> the same tokens, masked ones written again."""
@@ -356,24 +354,15 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
-        raise UserError("backbone.pretrained", f"{name} needs a pretrained tag or a checkpoint file", fix=_tags(tags))
+        raise UserError(
+            "backbone.pretrained", f"{name} needs a pretrained tag or a checkpoint file", fix=tags_text(tags)
+        )
     if pretrained == "random":
         torch.manual_seed(0)  # random weights are for benchmarks: the same ones everywhere
         clip = open_clip.create_model(name)
-    elif pretrained in tags or Path(pretrained).is_file():
-        try:
-            clip = open_clip.create_model(name, pretrained=pretrained, weights_only=True, device="cpu")
-        except Exception as error:
-            rule, fix = _checkpoint_problem(name, error)
-            raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix) from error
     else:
-        raise UserError(
-            "backbone.pretrained",
-            f"neither a pretrained tag of {name} nor a file",
-            got=pretrained,
-            fix=did_you_mean(pretrained, tags),
-        )
-    preprocessing = _preprocessing(open_clip.get_model_preprocess_cfg(clip))
+        clip = create_clip(name, pretrained)
+    preprocessing = load_preprocessing(config)
     return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}").to(device)
 
 
@@ -394,29 +383,7 @@ def load_preprocessing(config: BackboneConfig) -> Preprocessing:
     return _preprocessing(chosen | {"size": architecture["vision_cfg"]["image_size"]})
 
 
-def _checkpoint_problem(name: str, error: Exception) -> tuple[str, str]:
-    """Return what is wrong with a checkpoint and what to do; torch's own advice would be to run what it contains."""
-    text = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError):
-        return "is damaged, or a pickle that holds more than tensors, which could run code and is never loaded", (
-            "save its state dict as safetensors where you trust it, or download it again"
-        )
-    if isinstance(error, EOFError | SafetensorError) or "zip archive" in text:
-        return f"is not a whole checkpoint ({text[:100] or 'it ends too early'})", "copy or download it again"
-    if "state_dict" in text:
-        return f"does not fit {name}: {text.partition(':')[2].strip()[:160]} …", (
-            "set backbone.name to the architecture that it was saved from"
-        )
-    return f"these weights of {name} could not be loaded ({type(error).__name__}: {text[:160]})", (
-        "without network, download the file elsewhere and give its path"
-    )
-
-
 def _preprocessing(config: dict[str, Any]) -> Preprocessing:
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
     geometry = {name: config[name] for name in ("interpolation", "resize_mode", "fill_color") if name in config}
     return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), **geometry)
-
-
-def _tags(tags: Sequence[str]) -> str:
-    return "one of " + ", ".join(tags) if tags else "give a file's path"

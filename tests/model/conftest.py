@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from ammpl.model.backbone import Backbone, Preprocessing
+from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 
 NAMES = ("cat", "sea lion", "a very long name", "dog")
 
@@ -47,3 +49,17 @@ def backbone64() -> Backbone:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@pytest.fixture
+def small_architecture(tmp_path):
+    """An architecture of open_clip's registry that is small enough to write to disk in a test."""
+    config = {
+        "embed_dim": 20,
+        "vision_cfg": {"image_size": 16, "patch_size": 4, "width": 24, "layers": 3, "head_width": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3},
+    }
+    (tmp_path / "ViT-test.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "ViT-test.json")
+    yield "ViT-test"
+    load_backbone.cache_clear()
