@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from ammpl import cli
+from ammpl.study import reachable
 from tests.command_line import SPACE as SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,7 +252,48 @@ def test_a_full_disk_before_the_first_trial(
     refused("study.yaml: cannot be written (No space left on device). Fix: free", "space.yaml", "--output", "out")
 
 
-def test_a_cluster_and_a_server_that_are_not_there_are_said_within_seconds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flag", "address", "message"),
+    [
+        (
+            "--ray-address",
+            "127.0.0.1:{silent}",
+            "--ray-address: nothing answers there (no answer within 0.3 s), got '127",
+        ),
+        (
+            "--ray-address",
+            "127.0.0.1:9",
+            "--ray-address: nothing answers there (Connection refused), got '127.0.0.1:9'",
+        ),
+        (
+            "--tracking-uri",
+            "http://me:secret@127.0.0.1:{silent}",
+            "--tracking-uri: the MLflow store cannot be used (nothing answers there (no answer within 0.3 s)), got "
+            "'http://me:***@127.0.0.1:",
+        ),
+        (
+            "--tracking-uri",
+            "http://127.0.0.1:9",
+            "(nothing answers there (Connection refused)), got 'http://127.0.0.1:9'",
+        ),
+        (
+            "--tracking-uri",
+            "postgresql://127.0.0.1:9/x",
+            "(nothing answers there (Connection refused)), got 'postgres",
+        ),
+    ],
+)
+def test_clusters_and_servers_that_do_not_answer(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, flag: str, address: str, message: str
+) -> None:
+    monkeypatch.setattr(reachable, "SECONDS", 0.3)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have started one
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection and never says a word
+        refused(message, "space.yaml", flag, address.format(silent=silent.getsockname()[1]))
+
+
+def test_a_cluster_that_is_not_there_leaves_no_traceback_from_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     command = [sys.executable, str(ROOT / "tune.py"), "space.yaml", "--ray-address", "127.0.0.1:9"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

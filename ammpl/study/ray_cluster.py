@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ import ray
 
 from ammpl.errors import UserError
 from ammpl.study.ray_worker import Resources
+from ammpl.study.reachable import head_problem
 
-CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 200 * 2**20  # trials exchange a few kilobytes; Ray would reserve a third of the memory
 
 
@@ -66,12 +65,9 @@ def _join(address: str) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
-        try:
-            # Ray itself would try for a minute.
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(where, f"nothing answers there ({reason})", got=address, fix=fix) from None
+        encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+        if problem := head_problem(host.strip("[]"), int(port), encrypted):
+            raise UserError(where, problem, got=address, fix=fix)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

@@ -34,11 +34,12 @@ from ammpl.study.plan import Plan
 from ammpl.study.preparation import DataNotes, prepare_data
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
+from ammpl.study.reachable import store_problem
 from ammpl.study.records import Records
 from ammpl.study.replay import check_study, check_unchanged, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
-from ammpl.study.tracking import MLflowTracker, remembered_uri
+from ammpl.study.tracking import MLflowTracker, remembered_uri, unusable
 from ammpl.study.trial import INTERRUPTED, Execute, Observer, State
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
@@ -330,12 +331,17 @@ def _mlflow(options: Options, folder: Path | None) -> Iterator[MLflowProcess | N
 
     Args:
         folder: of a study that goes on, in the store that it began in unless the options name another.
+
+    Raises:
+        UserError: no server answers at the store's address.
     """
     if not options.tracking:
         yield None
         return
     process = MLflowProcess(options.tracking_uri or (remembered_uri(folder) if folder else None))
     try:
+        if problem := store_problem(process.uri):
+            raise unusable(process, problem)
         yield process
     finally:
         process.end()

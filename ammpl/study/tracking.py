@@ -118,12 +118,7 @@ class MLflowTracker:
             reason = self._failure() if self._process.answered.is_set() else f"no answer within {seconds:g} s"
             self._closed = True
             self._process.end()
-            raise UserError(
-                self._process.where,
-                f"the MLflow store cannot be used ({reason})",
-                got=without_password(self._uri),
-                fix=f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file",
-            )
+            raise unusable(self._process, reason)
 
     @property
     def parent(self) -> dict[str, str]:
@@ -272,6 +267,16 @@ class MLflowTracker:
             f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
             f"The study is not affected; {self._folder / 'events.jsonl'} has everything.",
         )
+
+
+def unusable(process: MLflowProcess, reason: str) -> UserError:
+    """Return the error for a store that cannot take a study."""
+    return UserError(
+        process.where,
+        f"the MLflow store cannot be used ({reason})",
+        got=without_password(process.uri),
+        fix=f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file",
+    )
 
 
 def remembered_uri(folder: Path) -> str | None:
