@@ -42,6 +42,30 @@ def test_published_settings_of_the_baselines():
 
 
 @pytest.mark.parametrize(
+    ("method", "data", "expected"),
+    [
+        ("vpt", {}, (0.0025, 5, 4, None, 12)),
+        ("vpt", {"data.task": "base_to_new"}, (0.0025, 5, 4, None, 12)),
+        ("maple", {"data.shots": 1}, (0.0035, 5, 4, 2, 9)),
+        ("maple", {"data.task": "base_to_new"}, (0.0035, 5, 4, 2, 9)),
+        ("maple", {"data.task": "cross_dataset", "data.name": "imagenet"}, (0.0026, 2, 4, 2, 3)),
+    ],
+)
+def test_published_settings_of_the_methods_with_tokens(method, data, expected):
+    def settings(backbone):
+        config = resolve(method, {"backbone.name": backbone, **data})
+        training, model = config.training, config.model
+        assert (training.optimizer, training.weight_decay, training.schedule) == ("sgd", 5e-4, "coop")
+        return training.learning_rate, training.epochs, training.batch_size, model.text.length, model.tokens.depth
+
+    assert settings("ViT-B-16") == expected
+    assert settings("tiny-glyph") == (*expected[:-1], expected[-1] // 3)  # 4 blocks for 12
+    assert resolve("vpt", {}).model.text.template == "a photo of a {}."
+    assert resolve("vpt", {}).model.tokens.count == 8
+    assert resolve("maple", {}).model.text.init == "a photo of a"
+
+
+@pytest.mark.parametrize(
     ("method", "values", "message"),
     [
         ("amml", {}, "unknown method, got 'amml'. Fix: did you mean 'ammpl'"),
@@ -62,7 +86,11 @@ def test_published_settings_of_the_baselines():
         ("ammpl", {"training.steps": 5, "training.epochs": 5}, "training: give either 'steps' or 'epochs'"),
         ("ammpl", {"training.schedule": "coop"}, "'schedule: coop' is stepped by the epoch"),
         ("ammpl", {"model.text.context": "fixed"}, "adds to a learned text context"),
-        ("ammpl", {"model.text.init": "random"}, "'length' goes with 'init: random'"),
+        ("ammpl", {"model.text.init": "random"}, "'init: random' needs a 'length'"),
+        ("ammpl", {"model.tokens.kind": "visual"}, "needs mask.kind 'none' and interaction.direction 'none', got 'le"),
+        ("maple", {"model.text.context": "class"}, "'coupled' reads the context that all classes share"),
+        ("vpt", {"model.tokens.kind": "coupled"}, "'coupled' reads the context that all classes share"),
+        ("coop", {"model.tokens.kind": "visual"}, "'coop' is defined by model.tokens.kind = 'none', got 'visual'"),
         ("ammpl", {"model.text.template": "no name"}, "must hold '{}' exactly once"),
         ("ammpl", {"model.text.context": "class", "data.task": "base_to_new"}, "no context for new classes"),
         (

@@ -16,6 +16,7 @@ from ammpl.config.sections import (
     Scalar,
     SeedConfig,
     TextConfig,
+    TokensConfig,
     TrainingConfig,
 )
 from ammpl.config.trial import FIELD_DEFAULTS, FIELD_NAMES, TrialConfig, resolve
@@ -34,6 +35,7 @@ __all__ = [
     "Scalar",
     "SeedConfig",
     "TextConfig",
+    "TokensConfig",
     "TrainingConfig",
     "TrialConfig",
     "resolve",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ammpl.config.sections import DataConfig, Scalar
+from ammpl.config.sections import BackboneConfig, DataConfig, Scalar
 
-Published = Callable[[DataConfig], Mapping[str, Scalar]]
-"""The settings that a method was published with, for a task on a data set."""
+Published = Callable[[DataConfig, BackboneConfig], Mapping[str, Scalar]]
+"""The settings that a method was published with, for a task on a data set, with a backbone."""
 
 
-def _coop(data: DataConfig) -> dict[str, Scalar]:
+def _coop(data: DataConfig, backbone: BackboneConfig) -> dict[str, Scalar]:
     """CoOp: 16 random vectors for all classes, "a photo of a" where new ones are scored; ImageNet takes 50 epochs."""
     all_classes = data.task == "all"
     epochs = (50 if data.shots == 1 else 100 if data.shots <= 4 else 200) if all_classes else 200
@@ -24,8 +24,38 @@ def _coop(data: DataConfig) -> dict[str, Scalar]:
     }
 
 
-def _cocoop(data: DataConfig) -> dict[str, Scalar]:
+def _cocoop(data: DataConfig, backbone: BackboneConfig) -> dict[str, Scalar]:
     return {**_COOP_SGD, "training.batch_size": 1, "training.epochs": 10, "model.interaction.width": 32}
+
+
+def _vpt(data: DataConfig, backbone: BackboneConfig) -> dict[str, Scalar]:
+    """VPT as the MaPLe authors ran it, for base-to-new; there is no other setting, so it serves every task."""
+    return {
+        **_COOP_SGD,
+        "training.learning_rate": 0.0025,
+        "training.batch_size": 4,
+        "training.epochs": 5,
+        "model.text.template": "a photo of a {}.",  # on every data set
+        "model.tokens.count": 8,
+        "model.tokens.depth": _blocks(12, backbone),
+    }
+
+
+def _maple(data: DataConfig, backbone: BackboneConfig) -> dict[str, Scalar]:
+    """MaPLe: for base-to-new, and for transfer. No few-shot setting is published: there it has base-to-new's."""
+    return {
+        **_COOP_SGD,
+        "training.learning_rate": 0.0026 if data.transfers else 0.0035,
+        "training.batch_size": 4,
+        "training.epochs": 2 if data.transfers else 5,
+        "model.text.length": 2,  # of "a photo of a"; "of a" stays
+        "model.tokens.depth": _blocks(3 if data.transfers else 9, backbone),
+    }
+
+
+def _blocks(published: int, backbone: BackboneConfig) -> int:
+    """Return a depth published for the 12 blocks of ViT-B/16; the embedded backbone has 4, and gets the same share."""
+    return published // 3 if backbone.name == BackboneConfig().name else published
 
 
 _COOP_SGD: dict[str, Scalar] = {
@@ -48,7 +78,7 @@ class Method:
     """
 
     defining: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
-    published: Published = lambda data: {}
+    published: Published = lambda data, backbone: {}
 
 
 METHODS: dict[str, Method] = {
@@ -58,6 +88,7 @@ METHODS: dict[str, Method] = {
             "model.text.context": ("shared", "class"),
             "model.mask.kind": ("none",),
             "model.interaction.direction": ("none",),
+            "model.tokens.kind": ("none",),
         },
         published=_coop,
     ),
@@ -67,14 +98,34 @@ METHODS: dict[str, Method] = {
             "model.mask.kind": ("none",),
             "model.interaction.direction": ("image_to_text",),
             "model.interaction.image_source": ("pooled",),
+            "model.tokens.kind": ("none",),
         },
         published=_cocoop,
+    ),
+    "vpt": Method(
+        defining={
+            "model.tokens.kind": ("visual",),
+            "model.text.context": ("fixed",),
+            "model.mask.kind": ("none",),
+            "model.interaction.direction": ("none",),
+        },
+        published=_vpt,
+    ),
+    "maple": Method(
+        defining={
+            "model.tokens.kind": ("coupled",),
+            "model.text.context": ("shared",),
+            "model.mask.kind": ("none",),
+            "model.interaction.direction": ("none",),
+        },
+        published=_maple,
     ),
     "zero_shot": Method(
         defining={
             "model.text.context": ("fixed",),
             "model.mask.kind": ("none",),
             "model.interaction.direction": ("none",),
+            "model.tokens.kind": ("none",),
             "training.steps": (0,),
         },
     ),

@@ -87,7 +87,8 @@ class TextConfig(Section):
             ``fixed`` is a hand-written sentence, nothing learned.
         init: the phrase whose token embeddings the context starts from, one vector a token, or ``random``,
             N(0, .02^2) as in CoOp. Unused when fixed.
-        length: M, context vectors, with ``init: random`` (else the phrase decides).
+        length: M, context vectors. ``init: random`` needs it; of a phrase it is how many of the first tokens are
+            learned, the others staying as they are (MaPLe), and None learns them all.
         template: with ``fixed``, the sentence with ``{}`` for the name; None takes the data set's own.
     """
 
@@ -98,8 +99,8 @@ class TextConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.init == "random") != (self.length is not None):
-            raise ValueError("'length' goes with 'init: random' and only with it (a phrase decides its own length)")
+        if self.init == "random" and self.length is None:
+            raise ValueError("'init: random' needs a 'length': how many context vectors there are")
         if self.template is not None and self.template.count("{}") != 1:
             raise ValueError("'template' must hold '{}' exactly once")
         return self
@@ -168,6 +169,25 @@ class InteractionConfig(Section):
     image_source: Literal["per_class", "pooled"] = "per_class"
 
 
+class TokensConfig(Section):
+    """Learnable tokens among those of the towers, new ones in each of the first blocks: VPT and MaPLe.
+
+    They have no position embedding; what a block makes of them is dropped, and the next block's tokens stand there.
+    Not of the AMMPL paper, and not combined with its masks and networks.
+
+    Attributes:
+        kind: ``none``; ``visual`` (VPT, deep): after the patches; ``coupled`` (MaPLe): the context vectors before the
+            first text block, others in their place before the next ones, and after the patches what a linear layer a
+            block makes of these.
+        count: tokens with ``visual``; ``coupled`` has as many as context vectors.
+        depth: J, the first blocks, which have tokens of their own.
+    """
+
+    kind: Literal["none", "visual", "coupled"] = "none"
+    count: int = Field(8, ge=1)
+    depth: int = Field(1, ge=1)
+
+
 class ModelConfig(Section):
     """The prompts around the frozen backbone.
 
@@ -179,6 +199,7 @@ class ModelConfig(Section):
     mask: MaskConfig = MaskConfig()
     padding: PaddingConfig = PaddingConfig()
     interaction: InteractionConfig = InteractionConfig()
+    tokens: TokensConfig = TokensConfig()
 
     @property
     def image_to_text(self) -> bool:
@@ -206,6 +227,16 @@ class ModelConfig(Section):
             raise ValueError(
                 "padding.content 'text' is what N2 writes, so it needs interaction.direction 'both' or "
                 f"'text_to_image' and depth >= 1, got {self.interaction.direction!r} and {self.padding.depth}"
+            )
+        if self.tokens.kind != "none" and (self.mask.kind != "none" or self.interaction.direction != "none"):
+            raise ValueError(
+                f"tokens.kind {self.tokens.kind!r} needs mask.kind 'none' and interaction.direction 'none', got "
+                f"{self.mask.kind!r} and {self.interaction.direction!r}"
+            )
+        if self.tokens.kind == "coupled" and self.text.context != "shared":
+            raise ValueError(
+                f"tokens.kind 'coupled' reads the context that all classes share, and text.context is "
+                f"{self.text.context!r}: use 'shared'"
             )
         return self
 

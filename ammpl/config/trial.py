@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError, model_validator
 
@@ -21,6 +21,8 @@ from ammpl.config.sections import (
 )
 from ammpl.errors import UserError, did_you_mean, from_validation_error
 
+Chosen = TypeVar("Chosen", DataConfig, BackboneConfig)
+
 
 class TrialConfig(Section):
     """One trial, complete: two equal configurations give the same numbers on the same machine.
@@ -28,7 +30,7 @@ class TrialConfig(Section):
     Build it with :func:`resolve`, which knows each method's published settings.
     """
 
-    method: Literal["ammpl", "coop", "cocoop", "zero_shot"] = "ammpl"
+    method: Literal["ammpl", "coop", "cocoop", "vpt", "maple", "zero_shot"] = "ammpl"
     backbone: BackboneConfig = BackboneConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -49,11 +51,13 @@ class TrialConfig(Section):
                 f"model.text.context 'class' has no context for new classes, and data.task is {self.data.task!r}: "
                 "use 'shared'"
             )
-        learns_image = self.model.mask.kind in ("learned", "binary") or (
-            self.model.mask.kind == "random" and self.model.padding.content in ("learned+text", "learned", "text")
+        learns_image = (
+            self.model.mask.kind in ("learned", "binary")
+            or (self.model.mask.kind == "random" and self.model.padding.content in ("learned+text", "learned", "text"))
+            or self.model.tokens.kind == "visual"
         )
         if self.model.text.context == "fixed" and not learns_image and self.training.steps != 0:
-            raise ValueError("nothing is learned here (text fixed, no mask): set training.steps to 0")
+            raise ValueError("nothing is learned here (text fixed, no mask, no tokens): set training.steps to 0")
         return self
 
     def flat(self) -> dict[str, Scalar]:
@@ -94,26 +98,27 @@ def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> Tri
     chosen = METHODS[method]
     layered: dict[str, Any] = {"method": method, **FIELD_DEFAULTS}
     layered.update({name: allowed[0] for name, allowed in chosen.defining.items()})
-    layered.update(chosen.published(_data(values)))
+    layered.update(chosen.published(_section(DataConfig, values), _section(BackboneConfig, values)))
     # The two budgets exclude each other, and so do a phrase and a length: naming one takes the other's default back.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if values.get(name) is not None and other not in values:
             layered[other] = None
             if name == "training.steps" and layered["training.schedule"] == "coop":
                 layered["training.schedule"] = "cosine"
-    if values.get("model.text.init", "random") != "random":
+    if layered["model.text.init"] == "random" and values.get("model.text.init", "random") != "random":
         layered["model.text.length"] = None
     layered.update({"method": method, **values})
     return _build(layered, where)
 
 
-def _data(values: Mapping[str, Any]) -> DataConfig:
-    """Return what the values say of the data; the defaults where that is not valid, which :func:`_build` tells of."""
-    named = {name.removeprefix("data."): value for name, value in values.items() if name.startswith("data.")}
+def _section(section: type[Chosen], values: Mapping[str, Any]) -> Chosen:
+    """Return what the values say of data or backbone; defaults where that is not valid, which :func:`_build` tells."""
+    prefix = {DataConfig: "data.", BackboneConfig: "backbone."}[section]
+    named = {name.removeprefix(prefix): value for name, value in values.items() if str(name).startswith(prefix)}
     try:
-        return DataConfig.model_validate(named)
+        return section.model_validate(named)
     except ValidationError:
-        return DataConfig()
+        return section()
 
 
 def _build(flat: Mapping[str, Any], where: str) -> TrialConfig:

@@ -7,7 +7,8 @@ The order of the computation (choice 1 of docs/method.md):
     Z_bc = text tower(context + N1(X_bc), name c)            text, informed by the image
     s_bc = exp(logit scale) * cos(X_bc, Z_bc)                class c is compared with its own image only
 
-Zero-shot CLIP, CoOp and CoCoOp are this model with parts left out (:data:`ammpl.config.METHODS`).
+Zero-shot CLIP, CoOp and CoCoOp are this model with parts left out (:data:`ammpl.config.METHODS`); VPT and MaPLe have
+tokens in the towers instead (:mod:`ammpl.model.tokens`).
 
 Shapes: B images, C classes, G 1 or C, N patches, T text width, V vision width, D joint width.
 """
@@ -26,14 +27,25 @@ from ammpl.model.backbone import Backbone
 from ammpl.model.image_prompt import ImagePrompt, seeded_generator
 from ammpl.model.interaction import LightNetwork
 from ammpl.model.text_prompt import Classes, TextPrompt
+from ammpl.model.tokens import CoupledTokens, VisualTokens
 
 
 def check_model(config: ModelConfig, backbone: Backbone) -> None:
     """Refuse what a configuration alone cannot know to be impossible on this backbone.
 
     Raises:
-        UserError: padding deeper than the image tower.
+        UserError: padding or tokens deeper than a tower.
     """
+    towers = {"image": backbone.vision_layers, "text": backbone.text_layers}
+    reached = {"none": (), "visual": ("image",), "coupled": ("image", "text")}[config.tokens.kind]
+    for tower in reached:
+        if config.tokens.depth > towers[tower]:
+            raise UserError(
+                "model.tokens.depth",
+                f"the {tower} tower of {backbone.name} has {towers[tower]} blocks",
+                got=config.tokens.depth,
+                fix=f"at most {min(towers[tower] for tower in reached)}",
+            )
     if config.mask.kind != "none" and config.padding.depth > backbone.vision_layers:
         raise UserError(
             "model.padding.depth",
@@ -80,12 +92,17 @@ class AMMPL(nn.Module):
 
         self.text_prompt = TextPrompt(config.text, backbone, class_names, template, start("text"))
         self.image_prompt: ImagePrompt | None = None
+        self.tokens: VisualTokens | CoupledTokens | None = None
         self.image_to_text: LightNetwork | None = None  # N1
         self.text_to_image: LightNetwork | None = None  # N2
         if config.mask.kind != "none":
             self.image_prompt = ImagePrompt(
                 config.mask, config.padding, backbone, len(class_names), mean_pixel, start("image"), seeds.noise
             )
+        if config.tokens.kind == "visual":
+            self.tokens = VisualTokens(config.tokens, backbone, start("tokens"))
+        elif config.tokens.kind == "coupled":
+            self.tokens = CoupledTokens(config.tokens, backbone, self.text_prompt.length, start("tokens"))
         D, r, strength = backbone.joint_width, config.interaction.width, config.interaction.strength
         if config.image_to_text:
             self.image_to_text = LightNetwork(
@@ -99,13 +116,13 @@ class AMMPL(nn.Module):
 
     @property
     def reads_patches(self) -> bool:
-        """Whether scoring needs patch tokens: there is an image prompt."""
-        return self.image_prompt is not None
+        """Whether scoring needs patch tokens: there is an image prompt, or tokens."""
+        return self.image_prompt is not None or self.tokens is not None
 
     @property
     def reads_pooled(self) -> bool:
         """Whether scoring needs the frozen features of the unmasked images."""
-        return self.image_prompt is None or (
+        return not self.reads_patches or (
             self.image_to_text is not None and self.config.interaction.image_source == "pooled"
         )
 
@@ -164,11 +181,17 @@ class AMMPL(nn.Module):
         mask_BGN: Tensor | None,
         step: int | None,
     ) -> Tensor:
+        extra_JnV = deeper_JMT = None
+        if self.tokens is not None:
+            extra_JnV, deeper_JMT = self.tokens(getattr(self.text_prompt, "context", None))
         alone_CD: Tensor | None = None
         if self.text_to_image is not None or self.image_to_text is None:
-            alone_CD = self.text_prompt(classes)
+            alone_CD = self.text_prompt(classes, deeper_JMT=deeper_JMT)
 
-        if self.image_prompt is None or mask_BGN is None:
+        if extra_JnV is not None:
+            assert patches_BNV is not None
+            image_BGD = self.backbone.image_features(patches_BNV, extra_JnV=extra_JnV)[:, None]
+        elif self.image_prompt is None or mask_BGN is None:
             assert pooled_BD is not None
             image_BGD = pooled_BD[:, None]
         else:

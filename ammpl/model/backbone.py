@@ -4,7 +4,8 @@ Prompt learning needs the towers from the inside: image prompts replace patch to
 embeddings. :class:`Backbone` runs open_clip's own weights on tokens; its outputs equal open_clip's
 ``encode_image`` and ``encode_text`` (tests/model/test_backbone.py).
 
-Shapes: B images or prompts, N patches, L text length, V vision width, T text width, D joint width, H heads.
+Shapes: B images or prompts, N patches, L text length, V vision width, T text width, D joint width, H heads,
+J depth of tokens, n of them in the image tower, M in the text tower.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Backbone:
         self.vision_width: int = visual.positional_embedding.shape[1]
         self.vision_layers: int = len(visual.transformer.resblocks)
         self.text_width: int = self.clip.positional_embedding.shape[1]
+        self.text_layers: int = len(self.clip.transformer.resblocks)
         self.joint_width: int = self.clip.text_projection.shape[1]
         self.context_length: int = self.clip.context_length
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
@@ -131,22 +133,30 @@ class Backbone:
         embedded = self.clip.visual.conv1(pixels)  # (B, V, grid, grid)
         return cast(Tensor, embedded.flatten(2).transpose(1, 2))
 
-    def image_features(self, patches_BNV: Tensor, repad: Repad | None = None) -> Tensor:
+    def image_features(
+        self, patches_BNV: Tensor, repad: Repad | None = None, extra_JnV: Tensor | None = None
+    ) -> Tensor:
         """Run the image tower from patch tokens (B, N, V) to features (B, D), not normalised.
 
         Args:
             patches_BNV: tokens before the position embedding.
             repad: called before block 1, 2, ... with (block index, patch tokens); what it returns goes on.
+            extra_JnV: n tokens after the patches, without a position: the first n before the first norm, the others
+                before block 1, 2, ... in the place of those before.
         """
         visual = self.clip.visual
-        B = patches_BNV.shape[0]
+        B, N, _ = patches_BNV.shape
         class_B1V = visual.class_embedding.expand(B, 1, -1)
         tokens = torch.cat([class_B1V, patches_BNV], dim=1) + visual.positional_embedding
+        if extra_JnV is not None:
+            tokens = torch.cat([tokens, extra_JnV[0].expand(B, -1, -1)], dim=1)
         tokens = visual.ln_pre(tokens)
         *blocks, last = visual.transformer.resblocks
         for index, block in enumerate([*blocks, last]):
             if repad is not None and index > 0:
-                tokens = torch.cat([tokens[:, :1], repad(index, tokens[:, 1:])], dim=1)
+                tokens = torch.cat([tokens[:, :1], repad(index, tokens[:, 1 : 1 + N]), tokens[:, 1 + N :]], dim=1)
+            if extra_JnV is not None and 0 < index < len(extra_JnV):
+                tokens = torch.cat([tokens[:, : 1 + N], extra_JnV[index].expand(B, -1, -1)], dim=1)
             if block is not last:
                 tokens, _ = _block(block, tokens, causal=False)
         class_BV = _block_one_row(last, tokens, rows_B=None)
@@ -197,7 +207,9 @@ class Backbone:
         end_BT = _block_one_row(last, tokens, rows_B=ends_B)
         return cast(Tensor, self.clip.ln_final(end_BT) @ self.clip.text_projection)
 
-    def text_features_of_prefixes(self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor) -> Tensor:
+    def text_features_of_prefixes(
+        self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None = None
+    ) -> Tensor:
         """Return features (B, C, D) of every prefix followed by every suffix.
 
         Equal to :meth:`text_features` of the B x C concatenations, but what precedes the names is run once a prefix:
@@ -207,16 +219,23 @@ class Backbone:
             prefixes_BPT: start token and context, one for each image; before positions.
             suffixes_CST: name, end token, then anything; before positions.
             ends_C: index of the end token in each suffix.
+            deeper_JMT: tokens that take the places of the context, without a position, before block 1, 2, ...
         """
         (B, P, T), (C, S, _) = prefixes_BPT.shape, suffixes_CST.shape
         positions = self.clip.positional_embedding
         prefix = prefixes_BPT + positions[:P]
         suffix = (suffixes_CST + positions[P : P + S]).expand(B, C, S, T).reshape(B * C, S, T)
         *blocks, last = self.clip.transformer.resblocks
-        for block in blocks:
-            prefix, (k, v) = _block(block, prefix, causal=True)
+
+        def deeper(index: int, prefix: Tensor) -> Tensor:
+            if deeper_JMT is None or not 0 < index <= len(deeper_JMT):
+                return prefix
+            return torch.cat([prefix[:, :1], deeper_JMT[index - 1].expand(B, -1, -1)], dim=1)
+
+        for index, block in enumerate(blocks):
+            prefix, (k, v) = _block(block, deeper(index, prefix), causal=True)
             suffix, _ = _block(block, suffix, causal=True, past=(_repeat(k, C), _repeat(v, C)))
-        k, v = _keys_and_values(last, prefix)
+        k, v = _keys_and_values(last, deeper(len(blocks), prefix))
         end_BT = _block_one_row(last, suffix, rows_B=ends_C.repeat(B), past=(_repeat(k, C), _repeat(v, C)))
         features = self.clip.ln_final(end_BT) @ self.clip.text_projection
         return cast(Tensor, features.view(B, C, -1))

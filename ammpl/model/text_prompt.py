@@ -23,7 +23,8 @@ class Classes:
     Attributes:
         names: in the order of the scores.
         trained_C: each one's index among the classes that the prompts were trained on, -1 for a new class.
-        embeddings_CLT: start token, M context places, name, ".", end token, filling: token embeddings.
+        embeddings_CLT: start token, M context places, what is kept of the phrase, name, ".", end token, filling: token
+            embeddings.
         ends_C: index of the end token.
         fixed_CD: features of the hand-written sentences, when the context is fixed; else None.
     """
@@ -73,13 +74,20 @@ class TextPrompt(nn.Module):
         if config.context == "fixed":
             self.length = 0
             return
+        self.phrase_ids: list[int] = []
         if config.init == "random":
             assert config.length is not None  # the config's own rule
             start_MT = 0.02 * torch.randn(config.length, backbone.text_width, generator=generator)
         else:
-            ids = torch.tensor(backbone.token_ids(config.init), device=backbone.device)
-            start_MT = backbone.embed_ids(ids)
-        self.length = start_MT.shape[0]
+            self.phrase_ids = backbone.token_ids(config.init)
+            start_MT = backbone.embed_ids(torch.tensor(self.phrase_ids, device=backbone.device))
+        if config.length is not None and config.length > len(start_MT):
+            raise UserError(
+                "model.text.length", f"{config.init!r} has {len(start_MT)} tokens to learn from", got=config.length
+            )
+        self.length = config.length or len(start_MT)
+        self.kept_ids = self.phrase_ids[self.length :]
+        start_MT = start_MT[: self.length]
         start_MT = start_MT.to(dtype=backbone.dtype, device=backbone.device, copy=True)
         per_class = config.context == "class"
         self.context = nn.Parameter(start_MT.repeat(len(class_names), 1, 1) if per_class else start_MT)
@@ -108,7 +116,8 @@ class TextPrompt(nn.Module):
             nothing = torch.empty(len(names), 0, self.backbone.text_width)
             return Classes(tuple(names), trained, nothing, torch.empty(0), fixed)
         start, end = self.backbone.start_and_end_ids
-        rows = [[start, *[0] * self.length, *self.backbone.token_ids(name + "."), end] for name in readable]
+        places = [start, *[0] * self.length, *self.kept_ids]
+        rows = [[*places, *self.backbone.token_ids(name + "."), end] for name in readable]
         longest = max(map(len, rows))
         if longest > self.backbone.context_length:
             raise UserError(
@@ -121,12 +130,13 @@ class TextPrompt(nn.Module):
         ends_C = torch.tensor([len(row) - 1 for row in rows], device=device)
         return Classes(tuple(names), trained.to(device), self.backbone.embed_ids(ids_CL), ends_C, None)
 
-    def forward(self, classes: Classes, shift_BGT: Tensor | None = None) -> Tensor:
+    def forward(self, classes: Classes, shift_BGT: Tensor | None = None, deeper_JMT: Tensor | None = None) -> Tensor:
         """Return text features Z, not normalised.
 
         Args:
             classes: from :meth:`classes`.
             shift_BGT: what N1 adds to every context vector, for each image, and each class (G = C) or all (G = 1).
+            deeper_JMT: tokens in the places of a shared context before text block 1, 2, ...
 
         Returns:
             (C, D) without a shift, the same for every image; (B, C, D) with one.
@@ -141,7 +151,7 @@ class TextPrompt(nn.Module):
             context_BMT = self.context[None] if shift_BGT is None else self.context + shift_BGT
             prefixes_BPT = torch.cat([before[:1].expand(len(context_BMT), -1, -1), context_BMT], dim=1)
             ends_C = classes.ends_C - prefixes_BPT.shape[1]
-            features_BCD = self.backbone.text_features_of_prefixes(prefixes_BPT, after, ends_C)
+            features_BCD = self.backbone.text_features_of_prefixes(prefixes_BPT, after, ends_C, deeper_JMT)
             return features_BCD[0] if shift_BGT is None else features_BCD
         context_CMT = self.context[classes.trained_C] if per_class else self.context.expand(C, -1, -1)
         if shift_BGT is None:

@@ -36,6 +36,8 @@ MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.interaction.width": _NETWORKS,
     "model.interaction.strength": _NETWORKS,
     "model.interaction.image_source": {"model.interaction.direction": ("both", "image_to_text")},
+    "model.tokens.count": {"model.tokens.kind": ("visual",)},
+    "model.tokens.depth": {"model.tokens.kind": ("visual", "coupled")},
     "training.mask_lr_multiplier": {"model.mask.kind": ("learned", "binary")},
     "training.grad_tolerance": {**_PADDED, "model.mask.scope": ("class",)},
     "training.chunk": {**_PADDED, "model.mask.scope": ("class",)},

@@ -1,7 +1,7 @@
 """Plain, slow references of the published formulas, through open_clip's own modules, one class and image at a time.
 
-They share nothing with the package but the learnables' values: CoOp (Zhou et al. 2022a), CoCoOp (Zhou et al. 2022b)
-and AMMPL in the order of docs/method.md.
+They share nothing with the package but the learnables' values: CoOp (Zhou et al. 2022a), CoCoOp (Zhou et al. 2022b),
+VPT (Jia et al. 2022, deep), MaPLe (Khattak et al. 2023) and AMMPL in the order of docs/method.md.
 """
 
 from __future__ import annotations
@@ -54,6 +54,43 @@ def cocoop(backbone, pixels: Tensor, context_MT: Tensor, net, names) -> Tensor:
             torch.stack([cosine_logit(backbone, image, encode_prompt(backbone, context, name)) for name in names])
         )
     return torch.stack(rows)
+
+
+def image_with_tokens(backbone, pixel: Tensor, tokens: list[Tensor]) -> Tensor:
+    """Image feature (D,) with tokens[0] after the patches and tokens[1], ... in their place before blocks 1, ..."""
+    visual = backbone.clip.visual
+    patches = visual.conv1(pixel[None]).flatten(2)[0].T.detach()
+    x = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+    x = visual.ln_pre(torch.cat([x, tokens[0]]))
+    for index, block in enumerate(visual.transformer.resblocks):
+        if 0 < index < len(tokens):
+            x = torch.cat([x[: -len(tokens[index])], tokens[index]])
+        x = block(x[None])[0]
+    return visual.ln_post(x[0]) @ visual.proj
+
+
+def vpt(backbone, pixels: Tensor, tokens_JnV: Tensor, sentences) -> Tensor:
+    texts = backbone.clip.encode_text(backbone.tokenizer(sentences))
+    images = [image_with_tokens(backbone, pixel, list(tokens_JnV)) for pixel in pixels]
+    return torch.stack([torch.stack([cosine_logit(backbone, image, text) for text in texts]) for image in images])
+
+
+def maple(backbone, pixels: Tensor, phrase: str, contexts, layers, names) -> Tensor:
+    """contexts: (M, T) a block of the text tower; layers: (weight, bias) a block, from a context to visual tokens."""
+    clip, texts = backbone.clip, []
+    for name in names:
+        ids = backbone.tokenizer([f"{phrase} {name}."])
+        M = len(contexts[0])
+        embedded = clip.token_embedding(ids)[0]
+        x = torch.cat([embedded[:1], contexts[0], embedded[1 + M :]]) + clip.positional_embedding
+        for index, block in enumerate(clip.transformer.resblocks):
+            if 0 < index < len(contexts):
+                x = torch.cat([x[:1], contexts[index], x[1 + M :]])
+            x = block(x[None], attn_mask=clip.attn_mask.to(x.dtype))[0]
+        texts.append(clip.ln_final(x[ids[0].argmax()]) @ clip.text_projection)
+    tokens = [context @ weight.T + bias for context, (weight, bias) in zip(contexts, layers, strict=True)]
+    images = [image_with_tokens(backbone, pixel, tokens) for pixel in pixels]
+    return torch.stack([torch.stack([cosine_logit(backbone, image, text) for text in texts]) for image in images])
 
 
 def masked_image(backbone, pixel: Tensor, mask_N: Tensor, paddings_JV: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ammpl.config import METHODS
 from ammpl.errors import UserError
 from ammpl.study.pruners import MedianPruner, PatientPruner
 from ammpl.study.samplers import TpeSampler
@@ -94,6 +95,11 @@ def test_baselines_share_data_and_backbone_only() -> None:
     assert coop.data.shots == 4
     assert coop.training.epochs == 100
     assert space.baseline("zero_shot", 1).training.steps == 0
+
+
+def test_every_method_can_be_a_baseline() -> None:
+    space = parse_space(_with("confirm/baselines", list(METHODS)), "s.yaml")
+    assert [space.baseline(method, 2).method for method in METHODS] == list(METHODS)
 
 
 def test_suggest_is_define_by_run_in_the_order_of_the_file() -> None:

@@ -85,6 +85,8 @@ def whole(tmp_path_factory):
         ("ammpl", TASK | {"data.task": "pseudo_new"}),
         ("coop", EPOCHS),
         ("cocoop", EPOCHS | {"training.batch_size": 4}),
+        ("vpt", EPOCHS),
+        ("maple", EPOCHS),
         ("ammpl", PHOTOS),
         ("ammpl", PHOTOS | {"model.interaction.image_source": "pooled", "training.batch_size": 5}),
     ],

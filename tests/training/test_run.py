@@ -34,6 +34,8 @@ def numbers(config, folder):
         ("ammpl", {**SMALL, "model.padding.depth": 2}),
         ("coop", {**SMALL, "training.batch_size": 8}),
         ("cocoop", {**SMALL, "training.batch_size": 2}),
+        ("vpt", SMALL),
+        ("maple", SMALL),
     ],
 )
 def test_a_trial_is_a_pure_function_of_its_config(method, values, tmp_path):
