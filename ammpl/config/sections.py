@@ -28,10 +28,14 @@ class BackboneConfig(Section):
         name: ``tiny-glyph`` (embedded, no download) or an open_clip ViT architecture such as ``ViT-B-16``.
         pretrained: a pretrained tag of open_clip, the path of a checkpoint, or ``random`` (benchmarks). None takes
             the embedded backbone's own weights; open_clip architectures need a value.
+        precision: in which its transformer blocks compute: ``fp32``, the exact reference; ``bf16``, slow where the
+            processor has no instructions for it; ``auto``, bf16 where it has. The rest is always fp32: learnables,
+            masks, features, logits.
     """
 
     name: str = "tiny-glyph"
     pretrained: str | None = None
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
 
 
 class DataConfig(Section):

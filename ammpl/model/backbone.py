@@ -11,14 +11,13 @@ J depth of tokens, n of them in the image tower, M in the text tower.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError, did_you_mean
 from ammpl.model import tiny_glyph
+from ammpl.model.blocks import keys_and_values, repeat, run_block, run_last_block
 from ammpl.model.weights import create_clip, tags_text
 
 Repad = Callable[[int, Tensor], Tensor]
@@ -94,8 +94,13 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' floating-point type."""
+        """The floating-point type of tokens and features, and of learnables."""
         return cast(torch.dtype, self.clip.positional_embedding.dtype)
+
+    @property
+    def block_dtype(self) -> torch.dtype:
+        """The floating-point type in which the transformer blocks compute: :attr:`dtype`, or bf16."""
+        return cast(torch.dtype, self.clip.visual.transformer.resblocks[0].mlp.c_fc.weight.dtype)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -107,9 +112,29 @@ class Backbone:
         """The patches' position embeddings (N, V), the class token's left out."""
         return cast(Tensor, self.clip.visual.positional_embedding[1:])
 
+    @property
+    def device_name(self) -> str:
+        """A GPU's name, or the kind of device; for records."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    @property
+    def precision(self) -> str:
+        """Of the blocks, as configurations write it (fp64, which is for tests, is none of theirs); for records."""
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.block_dtype, str(self.block_dtype))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
         """Move or cast the weights in place; return self."""
         self.clip.to(device=device, dtype=dtype)
+        return self
+
+    def cast_blocks(self, dtype: torch.dtype) -> Backbone:
+        """Cast the weights of the transformer blocks in place; return self.
+
+        What surrounds them keeps its type: embeddings, positions, the last norms, projections and the logit scale
+        (4.605, which bf16 would round to 4.594: 99 for 100).
+        """
+        self.clip.visual.transformer.to(dtype)
+        self.clip.transformer.to(dtype)
         return self
 
     def checksum(self) -> str:
@@ -150,16 +175,18 @@ class Backbone:
         tokens = torch.cat([class_B1V, patches_BNV], dim=1) + visual.positional_embedding
         if extra_JnV is not None:
             tokens = torch.cat([tokens, extra_JnV[0].expand(B, -1, -1)], dim=1)
-        tokens = visual.ln_pre(tokens)
+        tokens = visual.ln_pre(tokens).to(self.block_dtype)
         *blocks, last = visual.transformer.resblocks
         for index, block in enumerate([*blocks, last]):
             if repad is not None and index > 0:
-                tokens = torch.cat([tokens[:, :1], repad(index, tokens[:, 1 : 1 + N]), tokens[:, 1 + N :]], dim=1)
+                padded = repad(index, tokens[:, 1 : 1 + N]).to(self.block_dtype)
+                tokens = torch.cat([tokens[:, :1], padded, tokens[:, 1 + N :]], dim=1)
             if extra_JnV is not None and 0 < index < len(extra_JnV):
-                tokens = torch.cat([tokens[:, : 1 + N], extra_JnV[index].expand(B, -1, -1)], dim=1)
+                extra = extra_JnV[index].to(self.block_dtype).expand(B, -1, -1)
+                tokens = torch.cat([tokens[:, : 1 + N], extra], dim=1)
             if block is not last:
-                tokens, _ = _block(block, tokens, causal=False)
-        class_BV = _block_one_row(last, tokens, rows_B=None)
+                tokens, _ = run_block(block, tokens, causal=False)
+        class_BV = run_last_block(last, tokens, rows_B=None).to(self.dtype)
         return cast(Tensor, visual.ln_post(class_BV) @ visual.proj)
 
     # Text
@@ -200,11 +227,11 @@ class Backbone:
             ends_B: index of the end token in each prompt.
         """
         L = embeddings_BLT.shape[1]
-        tokens = embeddings_BLT + self.clip.positional_embedding[:L]
+        tokens = (embeddings_BLT + self.clip.positional_embedding[:L]).to(self.block_dtype)
         *blocks, last = self.clip.transformer.resblocks
         for block in blocks:
-            tokens, _ = _block(block, tokens, causal=True)
-        end_BT = _block_one_row(last, tokens, rows_B=ends_B)
+            tokens, _ = run_block(block, tokens, causal=True)
+        end_BT = run_last_block(last, tokens, rows_B=ends_B).to(self.dtype)
         return cast(Tensor, self.clip.ln_final(end_BT) @ self.clip.text_projection)
 
     def text_features_of_prefixes(
@@ -223,21 +250,21 @@ class Backbone:
         """
         (B, P, T), (C, S, _) = prefixes_BPT.shape, suffixes_CST.shape
         positions = self.clip.positional_embedding
-        prefix = prefixes_BPT + positions[:P]
-        suffix = (suffixes_CST + positions[P : P + S]).expand(B, C, S, T).reshape(B * C, S, T)
+        prefix = (prefixes_BPT + positions[:P]).to(self.block_dtype)
+        suffix = (suffixes_CST + positions[P : P + S]).to(self.block_dtype).expand(B, C, S, T).reshape(B * C, S, T)
         *blocks, last = self.clip.transformer.resblocks
 
         def deeper(index: int, prefix: Tensor) -> Tensor:
             if deeper_JMT is None or not 0 < index <= len(deeper_JMT):
                 return prefix
-            return torch.cat([prefix[:, :1], deeper_JMT[index - 1].expand(B, -1, -1)], dim=1)
+            return torch.cat([prefix[:, :1], deeper_JMT[index - 1].to(self.block_dtype).expand(B, -1, -1)], dim=1)
 
         for index, block in enumerate(blocks):
-            prefix, (k, v) = _block(block, deeper(index, prefix), causal=True)
-            suffix, _ = _block(block, suffix, causal=True, past=(_repeat(k, C), _repeat(v, C)))
-        k, v = _keys_and_values(last, deeper(len(blocks), prefix))
-        end_BT = _block_one_row(last, suffix, rows_B=ends_C.repeat(B), past=(_repeat(k, C), _repeat(v, C)))
-        features = self.clip.ln_final(end_BT) @ self.clip.text_projection
+            prefix, (k, v) = run_block(block, deeper(index, prefix), causal=True)
+            suffix, _ = run_block(block, suffix, causal=True, past=(repeat(k, C), repeat(v, C)))
+        k, v = keys_and_values(last, deeper(len(blocks), prefix))
+        end_BT = run_last_block(last, suffix, rows_B=ends_C.repeat(B), past=(repeat(k, C), repeat(v, C)))
+        features = self.clip.ln_final(end_BT.to(self.dtype)) @ self.clip.text_projection
         return cast(Tensor, features.view(B, C, -1))
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -249,83 +276,6 @@ class Backbone:
         ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         with torch.no_grad():
             return self.text_features(self.embed_ids(ids), ends)
-
-
-KeysAndValues = tuple[Tensor, Tensor]
-"""Of one attention layer: each (B, H, rows, width of a head)."""
-
-
-def _block(
-    block: Any, tokens_BLW: Tensor, *, causal: bool, past: KeysAndValues | None = None
-) -> tuple[Tensor, KeysAndValues]:
-    """Run one residual attention block over all rows; return its output and the rows' keys and values.
-
-    Linear layers see 2-D input: with 3-D input they fall into a batched product with copies in the backward pass.
-
-    Args:
-        block: open_clip's module.
-        tokens_BLW: its input.
-        causal: whether a row attends to itself and what precedes it, or to all rows.
-        past: of rows that precede these ones, already run.
-    """
-    B, L, W = tokens_BLW.shape
-    H = block.attn.num_heads
-    flat = tokens_BLW.reshape(B * L, W)
-    qkv = F.linear(block.ln_1(flat), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    q, k, v = qkv.view(B, L, 3, H, W // H).permute(2, 0, 3, 1, 4)  # each (B, H, L, W / H)
-    if past is None:
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    else:
-        P = past[0].shape[2]
-        visible = torch.ones(L, P + L, dtype=torch.bool, device=q.device).tril(P)
-        mixed = F.scaled_dot_product_attention(
-            q, torch.cat([past[0], k], 2), torch.cat([past[1], v], 2), attn_mask=visible
-        )
-    flat = flat + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).reshape(B * L, W)))
-    flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
-    return flat.view(B, L, W), (k, v)
-
-
-def _block_one_row(block: Any, tokens_BLW: Tensor, rows_B: Tensor | None, past: KeysAndValues | None = None) -> Tensor:
-    """Run the last block for the one row that is read from it; returns (B, W).
-
-    Args:
-        block: open_clip's module.
-        tokens_BLW: its input.
-        rows_B: the row of each sequence, which attends to itself and what precedes it (causal); None is row 0
-            attending to all (the class token).
-        past: of rows that precede these ones, already run.
-    """
-    B, L, W = tokens_BLW.shape
-    H = block.attn.num_heads
-    k, v = _keys_and_values(block, tokens_BLW)
-    if rows_B is None:
-        picked, visible = tokens_BLW[:, 0], None
-    else:
-        picked = tokens_BLW[torch.arange(B, device=tokens_BLW.device), rows_B]
-        visible = (torch.arange(L, device=tokens_BLW.device) <= rows_B[:, None])[:, None, None]  # (B, 1, 1, L)
-    if past is not None:
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        visible = None if visible is None else F.pad(visible, (past[0].shape[2], 0), value=True)
-    q = F.linear(block.ln_1(picked), block.attn.in_proj_weight[:W], block.attn.in_proj_bias[:W])
-    mixed = F.scaled_dot_product_attention(q.view(B, H, 1, W // H), k, v, attn_mask=visible).reshape(B, W)
-    row = picked + block.ls_1(block.attn.out_proj(mixed))
-    return cast(Tensor, row + block.ls_2(block.mlp(block.ln_2(row))))
-
-
-def _keys_and_values(block: Any, tokens_BLW: Tensor) -> KeysAndValues:
-    """Return a block's keys and values of all rows, each (B, H, L, W / H)."""
-    B, L, W = tokens_BLW.shape
-    H = block.attn.num_heads
-    normed = block.ln_1(tokens_BLW.reshape(B * L, W))
-    kv = F.linear(normed, block.attn.in_proj_weight[W:], block.attn.in_proj_bias[W:])
-    k, v = kv.view(B, L, 2, H, W // H).permute(2, 0, 3, 1, 4)
-    return k, v
-
-
-def _repeat(heads_BHPE: Tensor, times: int) -> Tensor:
-    """Repeat each sequence's keys or values for the suffixes that follow it: (B, ...) -> (B * times, ...)."""
-    return heads_BHPE.repeat_interleave(times, dim=0) if times > 1 else heads_BHPE
 
 
 def _refuse_other_towers(clip: Any, name: str) -> None:
@@ -351,6 +301,17 @@ def _refuse_other_towers(clip: Any, name: str) -> None:
             refuse("transformer blocks are not the standard ones")
 
 
+def computes_bf16(device: torch.device | str) -> bool:
+    """Return whether a device has instructions for products in bf16: else they are slower than in fp32.
+
+    Of processors x86 ones are known (AVX512-BF16, AMX), where torch is recent enough to be asked.
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 @lru_cache(maxsize=2)  # a worker keeps the backbones of its study; studies compare two at most
 def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     """Load a frozen backbone, once a process.
@@ -358,6 +319,13 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     Raises:
         UserError: unknown architecture or pretrained tag, missing weights, unreadable or mismatched checkpoint.
     """
+    backbone = _load(config).to(device)
+    if config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device)):
+        backbone.cast_blocks(torch.bfloat16)
+    return backbone
+
+
+def _load(config: BackboneConfig) -> Backbone:
     name, pretrained = config.name, config.pretrained
     if name == tiny_glyph.NAME:
         if pretrained is not None:
@@ -365,7 +333,7 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
                 "backbone.pretrained", f"{name} has only its own weights", got=pretrained, fix="leave it out"
             )
         preprocessing = _preprocessing(tiny_glyph.preprocess_config())
-        return Backbone(tiny_glyph.load(), tiny_glyph.Tokenizer(), preprocessing, name).to(device)
+        return Backbone(tiny_glyph.load(), tiny_glyph.Tokenizer(), preprocessing, name)
     known = open_clip.list_models()
     if name not in known:
         raise UserError(
@@ -382,7 +350,7 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     else:
         clip = create_clip(name, pretrained)
     preprocessing = load_preprocessing(config)
-    return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}").to(device)
+    return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}")
 
 
 def load_preprocessing(config: BackboneConfig) -> Preprocessing:

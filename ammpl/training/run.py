@@ -67,8 +67,8 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
 
     Args:
         config: everything that decides the numbers.
-        folder: gets ``learnables.safetensors``, ``config.json``, ``data.json`` and, with a learned mask,
-            ``masks.png``; from the first evaluation until then ``running.safetensors``.
+        folder: gets ``learnables.safetensors``, ``config.json``, ``data.json``, ``machine.json`` and, with a learned
+            mask, ``masks.png``; from the first evaluation until then ``running.safetensors``.
         home: where data lie; None takes the environment's.
 
     Yields:
@@ -92,7 +92,9 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
     (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (folder / "data.json").write_text(json.dumps(task.record(), indent=2) + "\n", encoding="utf-8")
+    machine = {"device": backbone.device_name, "precision": backbone.precision, "threads": torch.get_num_threads()}
+    for name, record in (("data.json", task.record()), ("machine.json", machine)):
+        (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw_masks(model, task.validation, folder / "masks.png")
     running.remove(folder)  # last: a trial that dies over its files goes on, too
 

@@ -49,14 +49,13 @@ class RunningCheckpoint:
         self._path, self._draft = folder / FILE, folder / DRAFT
         self._model = model
         self._optimizer = optimizer
-        device = model.backbone.device
         # What must be equal for the numbers to be those of a trial that never died.
         self._identity = {
             "format": FORMAT,
             "config": config.sha256,
             "ammpl-study": ammpl.__version__,
             "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": f"{model.backbone.device_name}, {model.backbone.precision}",
             "learnables": {name: list(value.shape) for name, value in model.state_dict().items()},
         }
 

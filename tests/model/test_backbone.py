@@ -6,7 +6,7 @@ import torch
 
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError
-from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
+from ammpl.model.backbone import Backbone, Preprocessing, computes_bf16, load_backbone
 from tests.model.conftest import NAMES, small_backbone
 
 SENTENCES = [f"a photo of a {name}." for name in NAMES]
@@ -35,6 +35,41 @@ def test_gradients_equal_open_clip(backbone64, images):
     features = visual.ln_post(visual.transformer(tokens)[:, 0]) @ visual.proj
     features.square().sum().backward()
     torch.testing.assert_close(patches.grad, reference.grad, rtol=1e-8, atol=1e-12)
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_bf16_blocks_are_near_fp32_and_the_rest_stays_fp32(backbone, images):
+    """Values and gradients of both towers; attention to all rows, causal, and after a prefix."""
+
+    def run():
+        generator = torch.Generator().manual_seed(0)
+        patches = backbone.embed_patches(backbone.normalize(images)).requires_grad_()
+        prefixes = torch.randn(3, 5, 32, generator=generator, requires_grad=True)
+        suffixes = torch.randn(4, 6, 32, generator=generator)
+        image = backbone.image_features(patches, lambda block, tokens: tokens * torch.ones(1))
+        text = backbone.text_features_of_prefixes(prefixes, suffixes, torch.tensor([2, 5, 3, 2]))
+        whole = backbone.text_features(torch.cat([prefixes, suffixes[:3]], 1), torch.tensor([7, 10, 8]))
+        outputs = (image, text, whole)
+        weights = [torch.randn(output.shape, generator=generator) for output in outputs]
+        loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
+        return *(output.detach() for output in outputs), *torch.autograd.grad(loss, (patches, prefixes))
+
+    expected, scale = run(), backbone.logit_scale
+    backbone.cast_blocks(torch.bfloat16)
+    assert (backbone.precision, backbone.dtype) == ("bf16", torch.float32)
+    for found, reference in zip(run(), expected, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < relative(found, reference) < 0.03
+    assert backbone.logit_scale == scale
+
+
+def test_auto_precision_is_what_the_processor_computes():
+    auto = load_backbone(BackboneConfig(precision="auto"))
+    assert auto.precision == ("bf16" if computes_bf16("cpu") else "fp32")
+    assert load_backbone(BackboneConfig()).precision == "fp32"
 
 
 def test_text_does_not_depend_on_what_follows_the_end_token(backbone):

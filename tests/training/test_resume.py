@@ -33,7 +33,7 @@ TASK = SMALL | {"model.mask.scope": "task"}
 EPOCHS = {name: value for name, value in SMALL.items() if name != "training.steps"} | {"training.epochs": 4}
 # 14 pictures, cropped at random, in batches of 4: three steps an epoch.
 PHOTOS = VALUES | {"training.steps": 8, "training.evaluate_every": 2}
-LAST = {"config.json", "data.json", "learnables.safetensors", "masks.png"}
+LAST = {"config.json", "data.json", "machine.json", "learnables.safetensors", "masks.png"}
 
 
 class Death(BaseException):

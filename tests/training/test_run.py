@@ -72,6 +72,21 @@ def test_files_of_a_trial(tmp_path):
         }  # fmt: skip
     assert json.loads((tmp_path / "config.json").read_text()) == config.model_dump()
     assert Image.open(tmp_path / "masks.png").size[0] > 800
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    assert machine == {"device": "cpu", "precision": "fp32", "threads": torch.get_num_threads()}
+
+
+@pytest.mark.parametrize("scope", ["task", "class"])
+def test_bf16_trains_as_fp32_does(scope, tmp_path):
+    exact = resolve("ammpl", {**SMALL, "model.mask.scope": scope, "training.batch_size": 4})
+    rough = exact.with_values({"backbone.precision": "bf16"})
+    for (_, expected), (_, found) in zip(numbers(exact, tmp_path / "a"), numbers(rough, tmp_path / "b"), strict=True):
+        assert found["train/loss"] != expected["train/loss"]
+        assert found["train/loss"] == pytest.approx(expected["train/loss"], rel=0.05)
+        assert found["validation/loss"] == pytest.approx(expected["validation/loss"], rel=0.05)
+    assert json.loads((tmp_path / "b/machine.json").read_text())["precision"] == "bf16"
+    with safe_open(tmp_path / "b/learnables.safetensors", "pt") as tensors:
+        assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float32}  # noqa: SIM118
 
 
 def test_learnables_reproduce_the_trained_model(tmp_path):
