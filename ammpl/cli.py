@@ -16,7 +16,16 @@ from ammpl.config import resolve
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
 from ammpl.errors import UserError, did_you_mean
-from ammpl.flags import DEFAULT_SPACE, Command, add_prepare, add_rerun, add_resume, add_status, add_tune
+from ammpl.flags import (
+    DEFAULT_SPACE,
+    Command,
+    add_prepare,
+    add_rerun,
+    add_rerun_trial,
+    add_resume,
+    add_status,
+    add_tune,
+)
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.summary import StudySummary
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from ammpl.study.study import Options
 
 EXIT_SUCCESS, EXIT_NO_RESULT, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
-EXIT_DIFFERENT = 1  # of a rerun
+EXIT_DIFFERENT = 1  # of rerun and rerun-trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,6 +179,15 @@ def _rerun(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
 
 
+def _rerun_trial(arguments: argparse.Namespace) -> int:
+    from ammpl.study.rerun_trial import rerun_trial
+
+    say = functools.partial(print, flush=True) if not arguments.quiet else lambda text: None
+    verdict = rerun_trial(arguments.study, arguments.trial, _home(arguments), say)
+    print("\n".join(verdict.lines()))
+    return EXIT_SUCCESS if verdict.difference is None else EXIT_DIFFERENT
+
+
 def _resume(arguments: argparse.Namespace) -> int:
     from ammpl.study.replay import check_study
 
@@ -277,6 +295,7 @@ COMMANDS: dict[str, Command] = {
     "resume": Command("go on with a study that was interrupted, or died", add_resume, _resume),
     "status": Command("how far a study is, from its folder alone", add_status, _status),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
+    "rerun-trial": Command("repeat one trial and compare the numbers", add_rerun_trial, _rerun_trial),
 }
 
 TUNE = Command("run a space file", functools.partial(add_tune, commands=COMMANDS), _tune)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,8 @@ class AblationPlan(BasePlan):
         observer: is told of every trial in order.
         clock: seconds since the study began; None counts from now.
     """
+
+    needs_finite = True
 
     def __init__(
         self, space: AblationSpace, folder: Path, observer: Observer, clock: Callable[[], float] | None = None
@@ -66,9 +67,6 @@ class AblationPlan(BasePlan):
 
     def _place(self, trial: Trial) -> int | None:
         return None if trial.phase == "test" else self._cells.index((trial.candidate, trial.repeat))
-
-    def _unusable(self, value: float) -> str | None:
-        return None if math.isfinite(value) else "not finite"
 
 
 StudyPlan = Plan | AblationPlan

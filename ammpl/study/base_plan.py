@@ -56,10 +56,13 @@ class BasePlan(ABC):
         clock: seconds since the study began; None counts from now.
 
     Attributes:
+        needs_finite: whether an infinite value is no result.
         finished: every ended trial with its outcome, in the order of ending.
         ended: which budget was used up before all trials of the first phase had begun, None if none was.
         stopped: why the study ended itself before its time, None if it did not.
     """
+
+    needs_finite = False
 
     def __init__(
         self, objective: str, folder: Path, observer: Observer, budget: Budget, clock: Callable[[], float] | None
@@ -194,10 +197,6 @@ class BasePlan(ABC):
     def _learn(self, running: Running, outcome: Outcome) -> None:  # noqa: B027  # nothing, by default
         """Make something of an ended trial."""
 
-    def _unusable(self, value: float) -> str | None:
-        """Return why a value is no result, as in "the objective is …"; None if it is one."""
-        return "NaN" if math.isnan(value) else None
-
     def _end(self, reason: str) -> None:
         """Hand out nothing more."""
         self._ending = reason
@@ -254,6 +253,12 @@ class BasePlan(ABC):
         if len(first) == FIRST_TRIALS and len(ways) == 1 and self._ending is None:
             self.stopped = f"the first {FIRST_TRIALS} trials all failed the same way: {first[FIRST_TRIALS - 1]}"
             self._end(self.stopped)
+
+    def _unusable(self, value: float) -> str | None:
+        """Return why a value is no result, as in "the objective is …"; None if it is one."""
+        if self.needs_finite and not math.isfinite(value):
+            return "not finite"
+        return "NaN" if math.isnan(value) else None
 
     def _value_names(self, trial: Trial) -> tuple[str, ...]:
         return TEST_METRICS if trial.phase == "test" else (self._objective,)

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,36 @@ def changed_packages(folder: Path) -> list[str]:
         return [f"{n} {v} then, {_version(n)} now" for n, v in then.items() if v != _version(n)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
+
+
+def session_environment(folder: Path, session: int) -> dict[str, Any] | None:
+    """Return what a session of a study (from 1) ran on; None where its record cannot be read."""
+    name = "environment.json" if session <= 1 else f"environment-{session}.json"
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return in what two records differ (``cpus 2 then, 4 now``), by ``machine``, ``versions`` and ``device``.
+
+    The device is the GPUs where trials had some, else the processor, which is the machine's.
+    """
+
+    def changed(was: Mapping[str, Any], names: Iterable[str], of: Mapping[str, Any]) -> list[str]:
+        return [f"{n} {was.get(n)} then, {of.get(n)} now" for n in names if was.get(n) != of.get(n)]
+
+    was, of = then.get("packages", {}), now.get("packages", {})
+    versions = [*changed(then, ["python"], now), *changed(was, dict.fromkeys([*was, *of]), of)]
+    code, code_now = then.get("code", {}), now.get("code", {})
+    versions += [f"code: {text}" for text in changed(code, ["commit", "modified"], code_now)]
+    if code.get("modified") and code_now.get("modified"):
+        versions.append("code: modified since its commit, then and now")
+    had = then.get("trial", {}).get("gpus", len(then.get("gpus", ())))
+    device = changed({"GPUs": then.get("gpus")}, ["GPUs"], {"GPUs": now.get("gpus")}) if had else []
+    return {"machine": changed(then, ["platform", "processor", "cpus"], now), "versions": versions, "device": device}
 
 
 def _version(package: str) -> str | None:

@@ -13,9 +13,7 @@ from ray import tune
 
 from ammpl.errors import UserError
 from ammpl.study.trial import Execute, Trial
-from ammpl.study.worker import Attempt, Evaluation, Ready
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+from ammpl.study.worker import THREAD_VARIABLES, Attempt, Evaluation, Ready
 
 
 @dataclass(frozen=True)

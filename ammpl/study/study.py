@@ -174,6 +174,7 @@ class _Session:
 
     def run(self, task: _Task, resources: Resources) -> StudySummary:
         """Run the study on the connected cluster to its end."""
+        self._resources = resources
         if task.prepare is not None and not self._options.quiet:
             print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
         try:
@@ -218,7 +219,9 @@ class _Session:
             UserError: the folder cannot be written to, or the tracking store cannot be used.
         """
         space, folder = self._space, self._folder
-        environment = describe_environment(ray.cluster_resources(), sys.argv) | {"data": self._notes.as_dict()}
+        environment = describe_environment(ray.cluster_resources(), sys.argv)
+        environment["trial"] = {"cpus": self._resources.cpus, "gpus": self._resources.gpus}
+        environment["data"] = self._notes.as_dict()
         if not self._resumes:
             self.replay()
         history = self._records.log.history

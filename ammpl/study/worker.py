@@ -13,6 +13,8 @@ from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.study.trial import Execute, Trial
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
 
 @dataclass(frozen=True)
 class Evaluation:

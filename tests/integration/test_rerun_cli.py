@@ -47,6 +47,27 @@ def test_the_smoke_study_again_is_identical(tmp_path: Path, sqlite_uri: str) -> 
     assert "identical: all 11 trials," in lines[-1]
     assert (tmp_path / "old" / "study.yaml").read_text() == (tmp_path / "new" / "study.yaml").read_text()
 
+    # One trial of it again, by a process of its own; the winner's test needs what its confirmation has learned.
+    files = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    tested = next(path.name for path in (tmp_path / "old" / "checkpoints").iterdir() if path.name.startswith("test-0"))
+    for trial, said in (
+        ("1", "match: search-0001, "),
+        (tested, f"match: {tested}, COMPLETE at step 0; 1 evaluations, "),
+    ):
+        alone = subprocess.run(
+            [sys.executable, str(ROOT / "tune.py"), "rerun-trial", "old", trial],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=140,
+            check=False,
+        )
+        assert alone.returncode == 0, alone.stdout + alone.stderr
+        assert "as then: machine, " in alone.stdout  # versions too, where nobody works on the code
+        assert alone.stdout.splitlines()[-1].startswith(said)
+        assert ("this scores the test split again" in alone.stdout) == (trial == tested)
+    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == files
+
 
 def test_an_ablation_and_its_rerun(tmp_path: Path, sqlite_uri: str) -> None:
     (tmp_path / "masks.yaml").write_text(ABLATION)
