@@ -119,7 +119,10 @@ class MaskConfig(Section):
     Attributes:
         kind: ``learned``; ``binary`` (deterministic threshold with straight-through gradients, no sampling);
             ``random`` (fixed keep rate, not learned); ``none``.
-        scope: ``class`` (the paper: an image pass a class) or ``task`` (one matrix for all classes: one pass).
+        scope: ``class`` (the paper: an image pass a class); ``text`` (a pass a class too: one matrix and padding, to
+            which small networks add what they make of each class's text, so that new classes have their own);
+            ``task`` (one matrix for all classes: one pass).
+        width: hidden width of the networks of scope ``text``.
         parameterization: ``sigmoid`` of free logits, or ``clamp`` of raw probabilities to [1e-4, 1 - 1e-4] with the
             gradient passed straight through outside.
         initial_probability: p of every patch before training.
@@ -131,7 +134,8 @@ class MaskConfig(Section):
     """
 
     kind: Literal["learned", "binary", "random", "none"] = "learned"
-    scope: Literal["class", "task"] = "class"
+    scope: Literal["class", "text", "task"] = "class"
+    width: int = Field(16, ge=1)
     parameterization: Literal["sigmoid", "clamp"] = "sigmoid"
     initial_probability: float = Field(0.9, gt=0, lt=1)
     temperature: float = Field(1.0, gt=0)
@@ -259,10 +263,10 @@ class TrainingConfig(Section):
         schedule: ``cosine`` to zero, each step; ``coop``: stepped each epoch, the first at 1e-5, then cosine
             (needs ``epochs``); ``constant``.
         evaluate_every: steps between validations, which are what the pruner sees; the last step is always one.
-        grad_tolerance: with masks of scope ``class``, (image, class) pairs whose score moves the loss by less get no
-            gradient, |dL/ds| < tolerance; 0 is exact.
-        chunk: with masks of scope ``class``, pairs in flight: bounds the memory, and changes sums in their last digits
-            only. None takes what two gigabytes hold, on a GPU half of its free memory.
+        grad_tolerance: with masks of scope ``class`` or ``text``, (image, class) pairs whose score moves the
+            loss by less get no gradient, |dL/ds| < tolerance; 0 is exact.
+        chunk: with masks of scope ``class`` or ``text``, pairs in flight: bounds the memory, and changes sums in their
+            last digits only. None takes what two gigabytes hold, on a GPU half of its free memory.
     """
 
     steps: int | None = Field(None, ge=0)

@@ -128,8 +128,8 @@ class AMMPL(nn.Module):
 
     @property
     def masks_each_class(self) -> bool:
-        """Whether every class has an image pass of its own, the paper's form."""
-        return self.image_prompt is not None and self.config.mask.scope == "class"
+        """Whether every class has an image pass of its own, as in the paper."""
+        return self.image_prompt is not None and self.config.mask.scope in ("class", "text")
 
     def classes(self, names: Sequence[str]) -> Classes:
         """Prepare class names for scoring; see :meth:`TextPrompt.classes`."""
@@ -144,13 +144,14 @@ class AMMPL(nn.Module):
             classes: from :meth:`classes`.
             step: the training step, from 0; with the noise seed it decides every random draw.
         """
-        mask_BGN = None
-        if self.image_prompt is not None:
-            assert patches_BNV is not None
-            rows_G = self.image_prompt.rows(classes.trained_C)
-            uniform_BGN = self.training_noise(len(patches_BNV), len(rows_G), step)
-            mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN)
-        return self._score(patches_BNV, pooled_BD, classes, mask_BGN, step)
+        if self.image_prompt is None:
+            return self._score(patches_BNV, pooled_BD, classes, None, None, step)
+        assert patches_BNV is not None
+        alone_CD = self.text_alone(classes)
+        rows_G = self.image_prompt.rows(classes.trained_C)
+        uniform_BGN = self.training_noise(len(patches_BNV), len(rows_G), step)
+        mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN, alone_CD)
+        return self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_BGN, step)
 
     @torch.no_grad()
     def predict(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes) -> Tensor:
@@ -160,33 +161,47 @@ class AMMPL(nn.Module):
         of the predictive distribution).
         """
         if self.image_prompt is None:
-            return self._score(patches_BNV, pooled_BD, classes, None, None)
+            return self._score(patches_BNV, pooled_BD, classes, None, None, None)
+        alone_CD = self.text_alone(classes)
         rows_G = self.image_prompt.rows(classes.trained_C)
         sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
         draws = self.config.mask.samples if sampled else 1
         logits = []
         for draw in range(draws):
             uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
-            mask_1GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN)[None]
-            logits.append(self._score(patches_BNV, pooled_BD, classes, mask_1GN, None))
+            mask_1GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, alone_CD)[None]
+            logits.append(self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_1GN, None))
         if draws == 1:
             return logits[0]
         return torch.stack(logits).log_softmax(-1).logsumexp(0) - torch.tensor(float(draws)).log()
+
+    def text_alone(self, classes: Classes, deeper_JMT: Tensor | None = None) -> Tensor | None:
+        """Return the text features Z0 (C, D) of the context alone; None where nothing reads them."""
+        text_scope = self.image_prompt is not None and self.config.mask.scope == "text"
+        read = text_scope or self.text_to_image is not None or self.image_to_text is None
+        return self.text_prompt(classes, deeper_JMT=deeper_JMT) if read else None
+
+    def probabilities(self, classes: Classes) -> Tensor:
+        """Return the probabilities (G, N) with which learned masks keep each patch."""
+        assert self.image_prompt is not None
+        rows_G, mask = self.image_prompt.rows(classes.trained_C), self.image_prompt.mask
+        text_GD = self.text_alone(classes) if mask.from_text is not None else None
+        return mask.logits_and_probabilities(rows_G, text_GD)[1]
 
     def _score(
         self,
         patches_BNV: Tensor | None,
         pooled_BD: Tensor | None,
         classes: Classes,
+        alone_CD: Tensor | None,
         mask_BGN: Tensor | None,
         step: int | None,
     ) -> Tensor:
         extra_JnV = deeper_JMT = None
         if self.tokens is not None:
             extra_JnV, deeper_JMT = self.tokens(getattr(self.text_prompt, "context", None))
-        alone_CD: Tensor | None = None
-        if self.text_to_image is not None or self.image_to_text is None:
-            alone_CD = self.text_prompt(classes, deeper_JMT=deeper_JMT)
+        if alone_CD is None:
+            alone_CD = self.text_alone(classes, deeper_JMT)
 
         if extra_JnV is not None:
             assert patches_BNV is not None
@@ -201,7 +216,7 @@ class AMMPL(nn.Module):
                 text_GV = self.text_to_image(alone_CD)
                 if len(text_GV) != mask_BGN.shape[1]:  # scope task: one padding hears all classes
                     text_GV = text_GV.mean(0, keepdim=True)
-            paddings = self.image_prompt.paddings(self.image_prompt.rows(classes.trained_C), text_GV, step)
+            paddings = self.image_prompt.paddings(self.image_prompt.rows(classes.trained_C), text_GV, step, alone_CD)
             image_BGD = self.image_prompt(patches_BNV, mask_BGN, paddings)
 
         if self.image_to_text is None:

@@ -2,11 +2,11 @@
 
 Known (paper): one probability a patch, one matrix a class; a Bernoulli sample keeps (1) or masks (0) each patch, and
 gradients flow back to the matrix; each class has one trainable padding patch, broadcast to its masked positions, to
-which N2 of the text feature is added. Estimator, evaluation, parameterisation, scope ``task``, depth and the other
-fillings are our choices (docs/method.md).
+which N2 of the text feature is added. Estimator, evaluation, parameterisation, scopes ``text`` and ``task``, depth and
+the other fillings are our choices (docs/method.md).
 
-Shapes: B images, G matrices (C with scope ``class``, 1 with ``task``), N patches, V vision width, D joint width,
-J padding depth.
+Shapes: B images, C classes, G masks (C with scopes ``class`` and ``text``, 1 with ``task``), N patches, V vision
+width, D joint width, J padding depth. Learnables have a row a class with scope ``class``, else one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ammpl.config import MaskConfig, PaddingConfig
 from ammpl.model.backbone import Backbone
+from ammpl.model.interaction import LightNetwork
 
 CLAMP = 1e-4
 
@@ -37,30 +38,41 @@ class ProbabilityMatrix(nn.Module):
 
     Args:
         config: see :class:`~ammpl.config.MaskConfig`; ``kind: none`` has no matrix and is refused here.
-        groups: G.
+        rows: of the matrix.
         patches: N.
         dtype: of the parameter.
+        from_text: with scope ``text``, the network g from Z0 to what is added to the matrix.
     """
 
-    def __init__(self, config: MaskConfig, groups: int, patches: int, dtype: torch.dtype):
+    def __init__(
+        self, config: MaskConfig, rows: int, patches: int, dtype: torch.dtype, from_text: LightNetwork | None = None
+    ):
         super().__init__()
         self.config = config
-        self.shape = (groups, patches)
         if config.kind in ("learned", "binary"):
             p = torch.tensor(config.initial_probability, dtype=dtype)
             start = p.logit() if config.parameterization == "sigmoid" else p
-            self.matrix_GN = nn.Parameter(start.expand(groups, patches).clone())
+            self.matrix_GN = nn.Parameter(start.expand(rows, patches).clone())
+            self.from_text = from_text
 
-    def logits_and_probabilities(self, rows_G: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logits, p) of the named rows, each (G, N); row -1, a new class, is the mean of all rows."""
+    def logits_and_probabilities(self, rows_G: Tensor, text_GD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (logits, p) of G masks, each (G, N).
+
+        Args:
+            rows_G: rows of the matrix; -1, a new class, is the mean of all rows.
+            text_GD: with scope ``text``, the classes' text features Z0.
+        """
         matrix_GN = _rows_or_mean(self.matrix_GN, rows_G)
+        if self.from_text is not None:
+            assert text_GD is not None
+            matrix_GN = matrix_GN + self.from_text(text_GD)
         if self.config.parameterization == "sigmoid":
             return matrix_GN, matrix_GN.sigmoid()
         # Clamped forward, straight through backward: a probability pushed outside can still come back.
         p_GN = matrix_GN + (matrix_GN.clamp(CLAMP, 1 - CLAMP) - matrix_GN).detach()
         return p_GN.logit(), p_GN
 
-    def sample(self, rows_G: Tensor, uniform_BGN: Tensor) -> Tensor:
+    def sample(self, rows_G: Tensor, uniform_BGN: Tensor, text_GD: Tensor | None = None) -> Tensor:
         """Draw training masks (B, G, N): 1 keeps, 0 masks.
 
         ``learned``: a binary-concrete sample (Maddison et al. 2017, eq. 10; Jang et al. 2017),
@@ -70,10 +82,11 @@ class ProbabilityMatrix(nn.Module):
         Args:
             rows_G: rows of the matrix, -1 for a new class.
             uniform_BGN: the step's noise, uniform in (0, 1).
+            text_GD: with scope ``text``, the classes' text features Z0.
         """
         if self.config.kind == "random":
             return (uniform_BGN < self.config.keep_rate).to(uniform_BGN.dtype)
-        logits_GN, p_GN = self.logits_and_probabilities(rows_G)
+        logits_GN, p_GN = self.logits_and_probabilities(rows_G, text_GD)
         if self.config.kind == "binary":
             hard_GN = (p_GN >= 0.5).to(p_GN.dtype)
             return _straight_through(hard_GN, p_GN).expand_as(uniform_BGN)
@@ -85,16 +98,17 @@ class ProbabilityMatrix(nn.Module):
         hard_BGN = (soft_BGN > 0.5).to(soft_BGN.dtype)
         return _straight_through(hard_BGN, soft_BGN)
 
-    def evaluate(self, rows_G: Tensor, uniform_GN: Tensor) -> Tensor:
+    def evaluate(self, rows_G: Tensor, uniform_GN: Tensor, text_GD: Tensor | None = None) -> Tensor:
         """Return evaluation masks (G, N), the same for every image.
 
         Args:
             rows_G: rows of the matrix, -1 for a new class.
             uniform_GN: one fixed draw, for ``kind: random`` and ``evaluation: samples``; unused otherwise.
+            text_GD: with scope ``text``, the classes' text features Z0.
         """
         if self.config.kind == "random":
             return (uniform_GN < self.config.keep_rate).to(uniform_GN.dtype)
-        _, p_GN = self.logits_and_probabilities(rows_G)
+        _, p_GN = self.logits_and_probabilities(rows_G, text_GD)
         if self.config.kind == "binary" or self.config.evaluation == "threshold":
             return (p_GN >= 0.5).to(p_GN.dtype)
         if self.config.evaluation == "expectation":
@@ -110,9 +124,9 @@ class ImagePrompt(nn.Module):
         padding: see :class:`~ammpl.config.PaddingConfig`.
         backbone: the frozen tower; J may not exceed its number of blocks (checked before, see
             :func:`ammpl.model.ammpl.check_model`).
-        class_count: classes to train on, G with scope ``class``.
+        class_count: classes to train on.
         mean_pixel: the training images' mean colour, three values in [0, 1], for ``content: mean``.
-        generator: draws learned paddings, N(0, .02^2).
+        generator: draws learned paddings, N(0, .02^2), and the start of the networks of scope ``text``.
         noise_seed: seed of the pixels of ``content: noise``.
     """
 
@@ -131,23 +145,38 @@ class ImagePrompt(nn.Module):
         self.backbone = backbone
         self.noise_seed = noise_seed
         self.mean_pixel = mean_pixel
-        self.groups = class_count if mask.scope == "class" else 1
-        self.mask = ProbabilityMatrix(mask, self.groups, backbone.patch_count, backbone.dtype)
-        if padding.content in ("learned+text", "learned") and padding.depth > 0:
-            shape = (padding.depth, self.groups, backbone.vision_width)
-            self.padding_JGV = nn.Parameter(0.02 * torch.randn(shape, generator=generator, dtype=backbone.dtype))
+        J, V, dtype = padding.depth, backbone.vision_width, backbone.dtype
+        rows = class_count if mask.scope == "class" else 1
+        learned = padding.content in ("learned+text", "learned") and J > 0
+        if learned:
+            self.padding_JGV = nn.Parameter(0.02 * torch.randn(J, rows, V, generator=generator, dtype=dtype))
+
+        def from_text(output_width: int) -> LightNetwork | None:
+            if mask.scope != "text":
+                return None
+            D, r = backbone.joint_width, mask.width
+            return LightNetwork(D, r, output_width, strength=1.0, generator=generator, dtype=dtype)
+
+        self.mask = ProbabilityMatrix(mask, rows, backbone.patch_count, dtype, from_text(backbone.patch_count))
+        self.padding_from_text = from_text(J * V) if learned else None
 
     def rows(self, trained_C: Tensor) -> Tensor:
-        """Return which row of matrix and padding serves each of G groups; -1 is the mean of all."""
-        return trained_C if self.mask.config.scope == "class" else torch.zeros_like(trained_C[:1])
+        """Return which row of matrix and padding serves each of G masks; -1 is the mean of all."""
+        if self.mask.config.scope == "class":
+            return trained_C
+        shared_C = torch.zeros_like(trained_C)
+        return shared_C if self.mask.config.scope == "text" else shared_C[:1]
 
-    def paddings(self, rows_G: Tensor, text_GV: Tensor | None, step: int | None) -> Tensor | None:
+    def paddings(
+        self, rows_G: Tensor, text_GV: Tensor | None, step: int | None, text_GD: Tensor | None = None
+    ) -> Tensor | None:
         """Return what stands on masked positions: (J, G, 1 or N, V), or None for depth 0.
 
         Args:
             rows_G: rows, -1 for a new class.
             text_GV: N2 of the text features, shared by the depths; None where N2 does not exist.
             step: the training step, of which redrawn noise depends; None at evaluation.
+            text_GD: with scope ``text``, the classes' text features Z0.
         """
         config, J, G = self.padding_config, self.padding_config.depth, len(rows_G)
         if J == 0:
@@ -159,6 +188,9 @@ class ImagePrompt(nn.Module):
         content = torch.zeros(J, G, V, dtype=self.backbone.dtype, device=rows_G.device)
         if config.content != "text":
             content = _rows_or_mean(self.padding_JGV, rows_G, dim=1)
+        if self.padding_from_text is not None:
+            assert text_GD is not None
+            content = content + self.padding_from_text(text_GD).view(G, J, V).transpose(0, 1)
         if text_GV is not None:
             content = content + text_GV
         return content[:, :, None]

@@ -1,4 +1,4 @@
-"""Exact training steps of class scope whose memory does not grow with the number of classes.
+"""Exact training steps of class and text scope whose memory does not grow with the number of classes.
 
 With a mask a class, every image passes the tower once for every class, and one graph holds all B x C passes. But the
 loss needs only the B x C scores s: a first pass without gradients gives them, and with them dL/ds; a second pass
@@ -54,7 +54,7 @@ def backward(
     """Add the gradients of one step's mean cross-entropy to the learnables.
 
     Args:
-        model: with masks of scope ``class``.
+        model: with masks of scope ``class`` or ``text``.
         patches_BNV: patch tokens.
         pooled_BD: frozen image features, where the model reads them.
         classes: what to score.
@@ -73,12 +73,12 @@ def backward(
 
     everything = torch.arange(B * C, device=patches_BNV.device)
     if chunk >= B * C and tolerance == 0:  # one graph holds it all
-        loss = F.cross_entropy(scores(everything).view(C, B).T.float(), labels_B)
+        loss = F.cross_entropy(_precise(scores(everything).view(C, B).T), labels_B)
         loss.backward()
         return Backward(loss.detach())
     with torch.no_grad():
         logits_BC = torch.cat([scores(pairs_R) for pairs_R in everything.split(chunk)]).view(C, B).T
-    leaf_BC = logits_BC.float().requires_grad_()
+    leaf_BC = _precise(logits_BC).requires_grad_()
     loss = F.cross_entropy(leaf_BC, labels_B)
     (slope_BC,) = torch.autograd.grad(loss, leaf_BC)
 
@@ -92,6 +92,11 @@ def backward(
         return Backward(loss.detach())
     left_out = 1 - (size_R[kept_R].sum() / size_R.sum()).item()
     return Backward(loss.detach(), 1 - len(kept_R) / (B * C), left_out)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Return logits in single precision at least: the softmax is never computed in less."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def pairs_in_flight(backbone: Backbone) -> int:
@@ -127,12 +132,13 @@ def score_pairs(
     assert model.image_prompt is not None
     few, place_R = class_R.unique(return_inverse=True)
     chosen = classes.at(few)
-    rows_R = classes.trained_C[class_R]
+    rows_C = model.image_prompt.rows(chosen.trained_C)
 
-    alone_CD = model.text_prompt(chosen) if model.text_to_image is not None or model.image_to_text is None else None
-    mask_RN = model.image_prompt.mask.sample(rows_R, uniform_BCN[image_R, class_R][None])[0]
+    alone_CD = model.text_alone(chosen)
+    alone_RD = alone_CD[place_R] if alone_CD is not None else None
+    mask_RN = model.image_prompt.mask.sample(rows_C[place_R], uniform_BCN[image_R, class_R][None], alone_RD)[0]
     text_CV = model.text_to_image(alone_CD) if model.text_to_image is not None else None
-    paddings = model.image_prompt.paddings(chosen.trained_C, text_CV, step)
+    paddings = model.image_prompt.paddings(rows_C, text_CV, step, alone_CD)
     image_RD = model.image_prompt.features(patches_BNV[image_R], mask_RN, paddings, place_R)
 
     if model.image_to_text is None:

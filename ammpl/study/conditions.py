@@ -18,12 +18,14 @@ _MASKED = ("learned", "binary", "random")
 _CONTEXT = {"model.text.context": ("shared", "class")}
 _NETWORKS = {"model.interaction.direction": ("both", "image_to_text", "text_to_image")}
 _PADDED = {"model.mask.kind": _MASKED}
+_EACH_CLASS = {"model.mask.kind": _MASKED, "model.mask.scope": ("class", "text")}
 
 MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.text.init": _CONTEXT,
     "model.text.length": _CONTEXT,
     "model.text.template": {"model.text.context": ("fixed",)},
     "model.mask.scope": {"model.mask.kind": _MASKED},
+    "model.mask.width": {"model.mask.scope": ("text",)},
     "model.mask.parameterization": {"model.mask.kind": ("learned", "binary")},
     "model.mask.initial_probability": {"model.mask.kind": ("learned", "binary")},
     "model.mask.temperature": {"model.mask.kind": ("learned",)},
@@ -39,8 +41,8 @@ MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.tokens.count": {"model.tokens.kind": ("visual",)},
     "model.tokens.depth": {"model.tokens.kind": ("visual", "coupled")},
     "training.mask_lr_multiplier": {"model.mask.kind": ("learned", "binary")},
-    "training.grad_tolerance": {**_PADDED, "model.mask.scope": ("class",)},
-    "training.chunk": {**_PADDED, "model.mask.scope": ("class",)},
+    "training.grad_tolerance": _EACH_CLASS,
+    "training.chunk": _EACH_CLASS,
 }
 """A field of the trial -> the switches that make it matter, each with the values that do. Others always matter."""
 

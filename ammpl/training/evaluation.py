@@ -97,9 +97,7 @@ def diagnostics(model: AMMPL) -> dict[str, float]:
     result: dict[str, float] = {}
     mask = model.image_prompt.mask
     if mask.config.kind in ("learned", "binary"):
-        rows_G = torch.arange(mask.shape[0], device=model.backbone.device)
-        _, p_GN = mask.logits_and_probabilities(rows_G)
-        p = p_GN.double().clamp(1e-12, 1 - 1e-12)
+        p = model.probabilities(model.classes(model.text_prompt.class_names)).double().clamp(1e-12, 1 - 1e-12)
         kept = p if mask.config.kind == "learned" and mask.config.evaluation != "threshold" else (p >= 0.5).double()
         result["mask/keep_rate"] = kept.mean().item()
         result["mask/probability"] = p.mean().item()

@@ -33,8 +33,7 @@ def draw_masks(model: AMMPL, split: Split, path: Path) -> None:
     if prompt is None or prompt.mask.config.kind not in ("learned", "binary"):
         return
     names = split.class_names[:MOST_CLASSES]
-    rows_G = prompt.rows(model.classes(split.class_names).trained_C)
-    _, p_GN = prompt.mask.logits_and_probabilities(rows_G)
+    p_GN = model.probabilities(model.classes(split.class_names))
     height, width = model.backbone.grid
     sheet = Image.new("RGB", (len(names) * (CELL + 4), 3 * CELL + 8 + CAPTION), "white")
     pen = ImageDraw.Draw(sheet)

@@ -52,7 +52,7 @@ def assert_same(model, found, expected):
 
 
 @pytest.mark.parametrize("kind", ["learned", "none", "binary"])
-@pytest.mark.parametrize("scope", ["class", "task"])
+@pytest.mark.parametrize("scope", ["class", "text", "task"])
 @pytest.mark.parametrize("direction", ["both", "none"])
 def test_untrained_equals_zero_shot_open_clip(backbone, images, kind, scope, direction):
     model = AMMPL(
@@ -116,19 +116,22 @@ def test_ammpl_without_its_image_prompt_is_the_text_method(backbone64, images, m
 
 
 @pytest.mark.parametrize(
-    ("direction", "depth", "estimator"),
+    ("scope", "direction", "depth", "estimator"),
     [
-        ("both", 1, "straight_through"),  # the paper's form
-        ("both", 3, "relaxed"),
-        ("image_to_text", 0, "straight_through"),
-        ("text_to_image", 2, "straight_through"),
-        ("none", 1, "relaxed"),
+        ("class", "both", 1, "straight_through"),  # the paper's form
+        ("class", "both", 3, "relaxed"),
+        ("class", "image_to_text", 0, "straight_through"),
+        ("class", "text_to_image", 2, "straight_through"),
+        ("class", "none", 1, "relaxed"),
+        ("text", "both", 2, "straight_through"),
+        ("text", "image_to_text", 0, "relaxed"),
+        ("text", "none", 3, "straight_through"),
     ],
 )
-def test_class_scope_equals_its_plain_reference(backbone64, images, direction, depth, estimator):
+def test_masks_of_each_class_equal_the_plain_reference(backbone64, images, scope, direction, depth, estimator):
     chosen = config(
         interaction__direction=direction, padding__depth=depth, mask__estimator=estimator, mask__temperature=0.7,
-        interaction__strength=0.5,
+        interaction__strength=0.5, mask__scope=scope, mask__width=5,
     )  # fmt: skip
     model = randomize(AMMPL(chosen, backbone64, NAMES, SEEDS))
     images = images[:2]
@@ -136,10 +139,16 @@ def test_class_scope_equals_its_plain_reference(backbone64, images, direction, d
     found = model(patches, pooled, model.classes(NAMES), step=7)
 
     uniform = model._uniform((len(images), len(NAMES)), "mask", 7)
-    masks = reference.binary_concrete(
-        model.image_prompt.mask.matrix_GN, uniform, 0.7, hard=estimator == "straight_through"
-    )
-    paddings = model.image_prompt.padding_JGV if depth else torch.zeros(0, len(NAMES), 24, dtype=torch.float64)
+    prompt = model.image_prompt
+    matrix = prompt.mask.matrix_GN
+    paddings = prompt.padding_JGV if depth else torch.zeros(0, len(NAMES), 24, dtype=torch.float64)
+    if scope == "text":
+        alone = [reference.encode_prompt(backbone64, model.text_prompt.context, name) for name in NAMES]
+        matrix = torch.stack([matrix[0] + reference.meta_net(prompt.mask.from_text, text) for text in alone])
+        if depth:
+            written = [reference.meta_net(prompt.padding_from_text, text).view(depth, 24) for text in alone]
+            paddings = paddings + torch.stack(written, 1)
+    masks = reference.binary_concrete(matrix, uniform, 0.7, hard=estimator == "straight_through")
     expected = reference.ammpl(
         backbone64, backbone64.normalize(images), model.text_prompt.context, masks, paddings,
         model.image_to_text, model.text_to_image, NAMES,
@@ -159,7 +168,7 @@ def test_task_scope_is_class_scope_with_equal_matrices(backbone64, images):
     torch.testing.assert_close(found, per_class.predict(*arguments, per_class.classes(NAMES)), **CLOSE)
 
 
-@pytest.mark.parametrize("scope", ["class", "task"])
+@pytest.mark.parametrize("scope", ["class", "text", "task"])
 def test_gradients_reach_every_learnable_once_randomized(backbone64, images, scope):
     model = randomize(AMMPL(config(mask__scope=scope, padding__depth=3), backbone64, NAMES, SEEDS))
     reached = gradients(model, model(*inputs(model, images), model.classes(NAMES), step=0))
@@ -236,6 +245,36 @@ def test_a_new_class_takes_the_mean_matrix_and_padding(backbone64, images):
     both = model.predict(*arguments, model.classes(["dog", "cat"]))
     alone = model.predict(*arguments, model.classes(["cat"]))
     torch.testing.assert_close(both[:, 1:], alone, **CLOSE)  # a class's score does not depend on its company
+
+
+def test_text_scope_writes_new_classes_masks_and_paddings_of_their_own(backbone64, images):
+    model = AMMPL(config(mask__scope="text", padding__depth=2), backbone64, NAMES[:3], SEEDS)
+    names = ("dog", "cat", "a fifth")  # one of them trained
+
+    def prompts():
+        classes = model.classes(names)
+        p_CN, alone_CD = model.probabilities(classes), model.text_alone(classes)
+        paddings = model.image_prompt.paddings(model.image_prompt.rows(classes.trained_C), None, None, alone_CD)
+        return p_CN, paddings[:, :, 0].transpose(0, 1).reshape(len(names), -1)
+
+    for values in prompts():  # what the networks add starts at zero
+        torch.testing.assert_close(values, values[:1].expand_as(values), **CLOSE)
+    randomize(model)
+    for values in prompts():
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert (values[first] - values[second]).abs().max() > 1e-3
+    arguments = inputs(model, images)
+    alone = model.predict(*arguments, model.classes(["cat"]))
+    torch.testing.assert_close(model.predict(*arguments, model.classes(names))[:, 1:2], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("scope", ["class", "text"])
+def test_scores_follow_the_order_of_the_classes(backbone64, images, scope):
+    model = randomize(AMMPL(config(mask__scope=scope, padding__depth=2), backbone64, NAMES, SEEDS))
+    order = [2, 0, 3, 1]
+    arguments = inputs(model, images)
+    found = model.predict(*arguments, model.classes([NAMES[index] for index in order]))
+    torch.testing.assert_close(found, model.predict(*arguments, model.classes(NAMES))[:, order], **CLOSE)
 
 
 def test_class_contexts_refuse_new_classes(backbone):

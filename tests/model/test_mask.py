@@ -10,7 +10,7 @@ ROWS = torch.arange(2)
 
 
 def matrix(**values) -> ProbabilityMatrix:
-    return ProbabilityMatrix(MaskConfig(**values), groups=2, patches=6, dtype=torch.float64)
+    return ProbabilityMatrix(MaskConfig(**values), rows=2, patches=6, dtype=torch.float64)
 
 
 def uniform(B=20_000, seed=0):

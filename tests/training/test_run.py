@@ -32,6 +32,7 @@ def numbers(config, folder):
     [
         ("ammpl", TASK),
         ("ammpl", {**SMALL, "model.padding.depth": 2}),
+        ("ammpl", {**SMALL, "model.mask.scope": "text"}),
         ("coop", {**SMALL, "training.batch_size": 8}),
         ("cocoop", {**SMALL, "training.batch_size": 2}),
         ("vpt", SMALL),
