@@ -1,18 +1,19 @@
-"""What an ablation runs next: every variant on every repeat, nothing pruned."""
+"""What an ablation runs next: every variant on every repeat of every setting, nothing pruned."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.ablation_space import AblationSpace, Cell, Setting
 from ammpl.study.base_plan import BasePlan
 from ammpl.study.plan import Plan
 from ammpl.study.trial import Observer, Phase, State, Trial
 
 
 class AblationPlan(BasePlan):
-    """All variants on the first repeat, then on the next; at the end the tests, if the space asks for them.
+    """All settings and variants on the first repeat, then on the next; at the end the tests, if asked for.
 
     Nothing depends on what came before, so the numbers are the same at any number of trials at a time. Repeats go
     outside variants: an ablation that is interrupted has whole repeats, which are what can be compared in pairs.
@@ -31,7 +32,8 @@ class AblationPlan(BasePlan):
     ) -> None:
         super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space
-        self._cells = [(variant, repeat) for repeat in space.repeats for variant in space.variants]
+        self._cells = {self._key(cell): cell for cell in space.cells()}
+        self._places = {key: place for place, key in enumerate(self._cells)}
 
     @property
     def totals(self) -> dict[Phase, int | None]:
@@ -43,21 +45,36 @@ class AblationPlan(BasePlan):
 
     @property
     def missing(self) -> dict[str, list[int]]:
-        """The repeats that did not run, by variant."""
-        ran = {(trial.candidate, trial.repeat) for trial, _ in self.finished if trial.phase == "ablation"}
+        """The repeats that did not run, by variant and setting."""
+        ran = {trial.key for trial, _ in self.finished if trial.phase == "ablation"}
         missing: dict[str, list[int]] = {}
-        for variant, repeat in self._cells:
-            if (variant, repeat) not in ran:
-                missing.setdefault(variant, []).append(repeat)
+        for key, cell in self._cells.items():
+            if key not in ran:
+                missing.setdefault(self.space.cell_name(cell.variant, cell.setting), []).append(cell.repeat)
         return missing
 
+    def values(self, variant: str, setting: Setting) -> dict[str, dict[int, float]]:
+        """Return what was measured of a variant in a setting, by metric and repeat: in validation and in tests."""
+        keys = {key for key, cell in self._cells.items() if (cell.variant, cell.setting) == (variant, setting)}
+        keys |= {key.replace("ablation", "test", 1) for key in keys}
+        found: dict[str, dict[int, float]] = {}
+        ended = [*self.outcomes("ablation", variant), *self.outcomes("test", variant)]
+        for trial, outcome in ended:
+            if trial.key in keys and outcome.state is State.COMPLETE:
+                for metric, value in sorted(outcome.metrics.items()):
+                    prefix = "test/" if trial.phase == "test" else "validation/"
+                    wanted = metric == self.space.objective.metric or metric.startswith(prefix)
+                    if wanted and math.isfinite(value):
+                        found.setdefault(metric, {})[trial.repeat] = value
+        return found
+
     def _trials(self) -> Iterator[Trial | None]:
-        for begun, (variant, repeat) in enumerate(self._cells):
+        for begun, (key, cell) in enumerate(self._cells.items()):
             if self._is_used_up(begun):
                 break
-            config = self.space.config(variant, repeat)
-            key = f"ablation-{variant}-r{repeat}"
-            yield Trial(key, "ablation", variant, None, repeat, config, self.space.params(variant))
+            config = self.space.config(cell.variant, cell.repeat, cell.setting)
+            params = self.space.params(cell.variant, cell.setting)
+            yield Trial(key, "ablation", cell.variant, None, cell.repeat, config, params)
         yield from self._wait("ablation")
         if self.space.test:
             trained = [trial for trial, outcome in self.finished if outcome.state is State.COMPLETE]
@@ -66,7 +83,10 @@ class AblationPlan(BasePlan):
             yield from self._wait("test")
 
     def _place(self, trial: Trial) -> int | None:
-        return None if trial.phase == "test" else self._cells.index((trial.candidate, trial.repeat))
+        return None if trial.phase == "test" else self._places[trial.key]
+
+    def _key(self, cell: Cell) -> str:
+        return f"ablation-{self.space.cell_name(cell.variant, cell.setting)}-r{cell.repeat}"
 
 
 StudyPlan = Plan | AblationPlan

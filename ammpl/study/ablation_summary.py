@@ -1,9 +1,13 @@
-"""What came out of an ablation: each variant's mean, and its paired difference to the reference."""
+"""What came out of an ablation: each variant's mean, and its paired difference to the reference.
+
+In each setting, a data set at a number of shots, over the repeats. Over several data sets each one's repeats are
+averaged first, and the data sets are the sample.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +17,26 @@ from rich.text import Text
 
 from ammpl.config import Scalar
 from ammpl.study.ablation import AblationPlan, StudyPlan
+from ammpl.study.ablation_space import Setting
 from ammpl.study.statistics import Estimate, estimate, paired
-from ammpl.study.summary import StudySummary, complete, markdown_table, summarize, tally
+from ammpl.study.summary import StudySummary, markdown_table, summarize, tally
+
+Values = Mapping[int, float] | Mapping[str, float]
+"""By repeat, or by data set."""
 
 
 @dataclass(frozen=True)
 class VariantCell:
-    """A metric of a variant over its repeats.
+    """A metric of a variant in a setting.
 
     Attributes:
-        values: by repeat.
+        values: by repeat; over data sets their means, by data set.
         own: mean, sd and interval of the values.
-        difference: of the values minus the reference's, over the repeats that both completed; None for the reference
-            itself, or without such a repeat.
+        difference: of the values minus the reference's, over the repeats that both completed, or over the data sets'
+            means of these; None for the reference itself, or without such a repeat.
     """
 
-    values: Mapping[int, float]
+    values: Values
     own: Estimate
     difference: Estimate | None
 
@@ -50,9 +58,17 @@ COLUMNS = ("variant", "n", "mean", "sd", "difference [95 % interval]")
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant: what it sets, and what was measured, by metric."""
+    """A variant in a setting: what it sets, and what was measured, by metric.
+
+    Attributes:
+        name: of variant and setting, as trials have it.
+        dataset: None for what is over all data sets.
+    """
 
     variant: str
+    name: str
+    dataset: str | None
+    shots: int
     params: Mapping[str, Scalar]
     cells: Mapping[str, VariantCell]
 
@@ -63,7 +79,7 @@ class AblationSummary(StudySummary):
 
     Attributes:
         reference: the variant that the others are compared with.
-        rows: the variants with a complete trial, in the order of the file.
+        rows: the variants with a complete trial, in the order of the file, setting by setting; then over data sets.
     """
 
     reference: str
@@ -93,7 +109,7 @@ class AblationSummary(StudySummary):
         flat: dict[str, float] = {}
         for row in self.rows:
             for metric, cell in row.cells.items():
-                name = f"{row.variant.replace('+', '_')}/{metric}"
+                name = f"{row.name.replace('+', '_').replace('@', '/')}/{metric}"
                 flat.update({f"{name}/{figure}": value for figure, value in cell.own.figures().items()})
                 if cell.difference is not None:
                     figures = cell.difference.figures()
@@ -106,48 +122,59 @@ class AblationSummary(StudySummary):
 
     def _markdown_tables(self) -> str:
         return "\n".join(
-            f"**{metric}**, differences to `{self.reference}` paired by repeat\n\n"
-            + markdown_table(COLUMNS, self._texts(metric))
-            for metric in self.metrics
+            f"**{metric}**{_at(setting)}, differences to `{self.reference}` paired by {self._unit(setting)}\n\n"
+            + markdown_table(COLUMNS, self._texts(metric, setting))
+            for metric, setting in self._tables(self._settings)
         )
 
     def tables(self) -> list[Table]:
-        """Return the tables for the terminal, one a metric."""
+        """Return the tables for the terminal, one a metric and setting; of data sets only what is over them all."""
+        overall = [setting for setting in self._settings if setting.dataset is None]
         tables = []
-        for metric in self.metrics:
-            title = f"{self.study}: {metric}, paired with {self.reference}"
+        for metric, setting in self._tables(overall or self._settings):
+            title = f"{self.study}: {metric}{_at(setting)}, paired with {self.reference}"
             table = Table(title=title, title_justify="left")
             table.add_column(COLUMNS[0], overflow="fold")
             for column in COLUMNS[1:-1]:
                 table.add_column(column, justify="right", no_wrap=True)
             table.add_column(COLUMNS[-1], no_wrap=True)
-            for texts in self._texts(metric):
+            for texts in self._texts(metric, setting):
                 table.add_row(*map(Text, texts))  # brackets would be rich's markup
             tables.append(table)
         return tables
 
-    def _texts(self, metric: str) -> list[tuple[str, ...]]:
+    @property
+    def _settings(self) -> list[Setting]:
+        return list(dict.fromkeys(Setting(row.dataset, row.shots) for row in self.rows))
+
+    def _tables(self, settings: list[Setting]) -> Iterator[tuple[str, Setting | None]]:
+        """Yield each table's metric, and its setting where there are several."""
+        for metric in self.metrics:
+            for setting in settings:
+                if list(self._texts(metric, setting)):
+                    yield metric, setting if len(self._settings) > 1 else None
+
+    def _texts(self, metric: str, setting: Setting | None) -> list[tuple[str, ...]]:
         return [
             (row.variant + (" (ref.)" if row.variant == self.reference else ""), *row.cells[metric].texts())
             for row in self.rows
-            if metric in row.cells
+            if metric in row.cells and setting in (None, Setting(row.dataset, row.shots))
         ]
+
+    def _unit(self, setting: Setting | None) -> str:
+        return "repeat" if setting is None or setting.dataset else "data set"
+
+
+def _at(setting: Setting | None) -> str:
+    if setting is None:
+        return ""
+    return f", {setting.dataset or 'over data sets'}, {setting.shots} shots"
 
 
 def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, seconds: float) -> AblationSummary:
     """Return what a plan's ended trials amount to."""
     space = plan.space
     counts, reasons = tally(plan.finished)
-    measured = {variant: _values(plan, variant) for variant in space.variants}
-    of_reference = measured[space.reference]
-    rows = []
-    for variant, by_metric in measured.items():
-        cells = {}
-        for metric, values in by_metric.items():
-            pairs = None if variant == space.reference else paired(values, of_reference.get(metric, {}))
-            cells[metric] = VariantCell(values, estimate(list(values.values())), pairs)
-        if cells:
-            rows.append(VariantRow(variant, space.variants[variant], cells))
     return AblationSummary(
         study=space.name,
         folder=folder,
@@ -155,7 +182,7 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         objective=space.objective.metric,
         reference=space.reference,
         counts=counts,
-        rows=tuple(rows),
+        rows=tuple(_rows(plan)),
         test_openings=int("test" in counts),
         seconds=seconds,
         reasons=reasons,
@@ -174,17 +201,45 @@ def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds
 
 def _notes(plan: AblationPlan) -> tuple[str, ...]:
     """Say which cells are missing in the table, other than by failing."""
-    missing = [f"{variant} r{', r'.join(map(str, repeats))}" for variant, repeats in plan.missing.items()]
+    missing = [f"{name} r{', r'.join(map(str, repeats))}" for name, repeats in plan.missing.items()]
     return (f"note: not run: {'; '.join(missing)}",) if missing else ()
 
 
-def _values(plan: AblationPlan, variant: str) -> dict[str, dict[int, float]]:
-    """Return a variant's values by metric and repeat: the objective's, and what its tests measured."""
-    objective = plan.space.objective.metric
-    trained = complete(plan.outcomes("ablation", variant))
-    found = {objective: {trial.repeat: outcome.metrics[objective] for trial, outcome in trained}}
-    for trial, outcome in complete(plan.outcomes("test", variant)):
-        for metric, value in sorted(outcome.metrics.items()):
-            if metric.startswith("test/") and math.isfinite(value):
-                found.setdefault(metric, {})[trial.repeat] = value
-    return {metric: values for metric, values in found.items() if values}
+def _rows(plan: AblationPlan) -> Iterator[VariantRow]:
+    space = plan.space
+    found: dict[Setting, list[VariantRow]] = {}
+    for setting in space.settings:
+        measured = {variant: plan.values(variant, setting) for variant in space.variants}
+        for variant, by_metric in measured.items():
+            cells = {}
+            for metric, values in by_metric.items():
+                of_reference = measured[space.reference].get(metric, {})
+                difference = None if variant == space.reference else paired(values, of_reference)
+                cells[metric] = VariantCell(values, estimate(list(values.values())), difference)
+            if cells:
+                found.setdefault(setting, []).append(_row(plan, variant, setting, cells))
+    for rows in found.values():
+        yield from rows
+    if len(space.datasets or ()) > 1:
+        for shots in dict.fromkeys(setting.shots for setting in space.settings):
+            at_shots = [row for setting, rows in found.items() if setting.shots == shots for row in rows]
+            for variant in space.variants:
+                if cells := _over_data_sets([row for row in at_shots if row.variant == variant]):
+                    yield _row(plan, variant, Setting(None, shots), cells)
+
+
+def _row(plan: AblationPlan, variant: str, setting: Setting, cells: Mapping[str, VariantCell]) -> VariantRow:
+    name = plan.space.cell_name(variant, setting)
+    return VariantRow(variant, name, setting.dataset, setting.shots, plan.space.variants[variant], cells)
+
+
+def _over_data_sets(rows: list[VariantRow]) -> dict[str, VariantCell]:
+    """Return a variant's cells over its rows, one a data set: first the mean of the repeats, then over data sets."""
+    cells = {}
+    for metric in dict.fromkeys(metric for row in rows for metric in row.cells):
+        by_data_set = {str(row.dataset): row.cells[metric] for row in rows if metric in row.cells}
+        means = {dataset: statistics.fmean(cell.values.values()) for dataset, cell in by_data_set.items()}
+        differences = [cell.difference.mean for cell in by_data_set.values() if cell.difference is not None]
+        difference = estimate(differences) if differences else None
+        cells[metric] = VariantCell(means, estimate(list(means.values())), difference)
+    return cells

@@ -30,6 +30,8 @@ _IDENTITY: dict[str, pa.DataType] = {
     "candidate": pa.string(),
     "number": pa.int64(),
     "repeat": pa.int64(),
+    "dataset": pa.string(),
+    "shots": pa.int64(),
     "is_test": pa.bool_(),
 }
 _TRIAL_COLUMNS: dict[str, pa.DataType] = {
@@ -175,6 +177,8 @@ def _identity(trial: Trial) -> dict[str, Any]:
         "candidate": trial.candidate,
         "number": trial.number,
         "repeat": trial.repeat,
+        "dataset": trial.config.data.name,
+        "shots": trial.config.data.shots,
         "is_test": trial.phase == "test",
     }
 

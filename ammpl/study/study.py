@@ -323,7 +323,9 @@ def _unwritable(path: Path, error: Exception) -> UserError:
 def configurations(space: StudySpace) -> list[TrialConfig]:
     """Return configurations of each kind that the study runs, for checks before it starts."""
     if isinstance(space, AblationSpace):
-        return [space.config(variant, space.repeats[0]) for variant in space.variants]
+        most = max(setting.shots for setting in space.settings)  # where these suffice, fewer do
+        settings = [setting for setting in space.settings if setting.shots == most]
+        return [space.config(variant, space.repeats[0], setting) for setting in settings for variant in space.variants]
     baselines = space.confirm.baselines if space.confirm else ()
     return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
 

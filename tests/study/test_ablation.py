@@ -262,6 +262,110 @@ def test_records_have_a_column_for_what_variants_set(tmp_path: Path) -> None:
     assert {row["phase"] for row in rows} == {"ablation"}
 
 
+CROSSED = {"datasets": ["digits", "dtd"], "shots": [1, 4], "repeats": [1, 2]}
+
+
+def _crossed(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """A level of the data set, one of the shots, an effect of the variant that differs by data set, some noise."""
+    data, repeat = trial.config.data, trial.repeat
+    if (trial.candidate, data.name, data.shots, repeat) == ("random", "dtd", 4, 2):
+        raise RuntimeError("lost")
+    effect = {"none": -0.1, "random": -0.2, "learned": 0.0}[trial.candidate] * (1 if data.name == "dtd" else 0.5)
+    level = (0.9 if data.name == "digits" else 0.5) + data.shots / 100 + effect + (0.01, 0.03)[repeat - 1]
+    (folder / "learnables.safetensors").write_bytes(b"")
+    name = "test" if trial.phase == "test" else "validation"
+    yield 0 if name == "test" else 30, {f"{name}/accuracy": level}
+
+
+def test_variants_are_crossed_with_data_sets_and_shots(tmp_path: Path) -> None:
+    plan, recorder, summary = _run(tmp_path, _crossed, **CROSSED, test=True)
+    assert plan.totals == {"ablation": 24, "test": 24}
+    assert [trial.key for trial in recorder.started][:7] == [
+        "ablation-none@digits@1shots-r1", "ablation-random@digits@1shots-r1", "ablation-learned@digits@1shots-r1",
+        "ablation-none@digits@4shots-r1", "ablation-random@digits@4shots-r1", "ablation-learned@digits@4shots-r1",
+        "ablation-none@dtd@1shots-r1",
+    ]  # fmt: skip
+    for trial in recorder.started:
+        data = trial.config.data
+        assert f"{trial.candidate}@{data.name}@{data.shots}shots-r{trial.repeat}" in trial.key
+        assert trial.config.seeds.data == trial.repeat
+    assert [trial.phase for trial in recorder.started] == ["ablation"] * 24 + ["test"] * 23
+    assert [(row.dataset, row.shots) for row in summary.rows[::3]] == [
+        ("digits", 1), ("digits", 4), ("dtd", 1), ("dtd", 4), (None, 1), (None, 4),
+    ]  # fmt: skip
+    random = {row.name: row.cells for row in summary.rows if row.variant == "random"}
+    within = random["random@dtd@4shots"]["validation/accuracy"]
+    assert within.values == {1: pytest.approx(0.35)}  # the second repeat failed
+    assert within.difference is not None and (within.difference.n, within.difference.low) == (1, None)
+
+
+def test_over_data_sets_repeats_are_averaged_first(tmp_path: Path) -> None:
+    summary = _run(tmp_path, _crossed, **CROSSED)[2]
+    overall = {row.variant: row.cells["validation/accuracy"] for row in summary.rows if row.name.endswith("s@1shots")}
+    assert overall["none"].values == {"digits": pytest.approx(0.88), "dtd": pytest.approx(0.43)}
+    assert (overall["none"].own.n, overall["none"].own.mean) == (2, pytest.approx(0.655))
+    difference = overall["none"].difference
+    assert difference is not None
+    assert (difference.n, difference.mean) == (2, pytest.approx(-0.075))
+    assert difference.sd == pytest.approx(0.05 / math.sqrt(2))  # of -.05 and -.1
+    assert overall["learned"].difference is None
+    flat = summary.flat_metrics()
+    assert flat["none/2datasets/1shots/validation/accuracy/difference/mean"] == pytest.approx(-0.075)
+    assert flat["none/dtd/4shots/validation/accuracy/mean"] == pytest.approx(0.46)
+    titles = [str(table.title) for table in summary.tables()]
+    assert titles == [
+        f"masks: validation/accuracy, over data sets, {shots} shots, paired with learned" for shots in (1, 4)
+    ]
+    markdown = summary.markdown()
+    assert markdown.count("paired by repeat") == 4 and markdown.count("paired by data set") == 2
+    assert "**validation/accuracy**, dtd, 4 shots, differences to `learned` paired by repeat" in markdown
+    data = json.loads(json.dumps(summary.as_dict()))["rows"][-1]
+    assert (data["variant"], data["dataset"], data["shots"]) == ("learned", None, 4)
+
+
+def test_missing_cells_are_named_with_their_setting(tmp_path: Path) -> None:
+    summary = _run(tmp_path, _crossed, **CROSSED, budget={"trials": 23})[2]
+    assert summary.notes == ("note: not run: learned@dtd@4shots r2",)
+
+
+def test_records_have_data_set_and_shots(tmp_path: Path) -> None:
+    space = _space(**CROSSED)
+    records = Records(tmp_path, space)
+    run_inline(AblationPlan(space, tmp_path, Observers([], records)), tmp_path, _crossed)
+    records.close()
+    for table in ("trials", "curves"):
+        rows = pq.read_table(tmp_path / table / f"{table}.parquet").to_pylist()
+        assert {(row["dataset"], row["shots"]) for row in rows} == {
+            ("digits", 1), ("digits", 4), ("dtd", 1), ("dtd", 4),
+        }  # fmt: skip
+
+
+def test_a_data_set_from_outside_takes_the_place_of_those_listed() -> None:
+    space = _space(**CROSSED).with_fixed({"data.name": "digits", "training.steps": 5}, "command line")
+    assert (space.datasets, space.shots) == (None, (1, 4))
+    assert [(setting.dataset, setting.shots) for setting in space.settings] == [("digits", 1), ("digits", 4)]
+    again = parse_ablation(space.resolved(), "study.yaml")
+    assert list(again.cells()) == list(space.cells())
+
+
+def test_a_variant_of_another_method_has_that_methods_settings(tmp_path: Path) -> None:
+    variants = {"ammpl": {}, "coop": {"method": "coop"}, "quick": {"method": "coop", "training.steps": 3}}
+    space = _space(variants=variants, reference="ammpl", shots=[1, 16], fixed={**RAW["fixed"], "data.name": "dtd"})
+    one, sixteen = space.settings
+    assert space.config("ammpl", 1, one).training.steps == 30
+    coop = space.config("coop", 2, sixteen)
+    assert (coop.method, coop.data.name, coop.data.shots, coop.seeds.data) == ("coop", "dtd", 16, 2)
+    assert (coop.training.epochs, space.config("coop", 1, one).training.epochs) == (200, 50)  # as published
+    assert space.config("quick", 1, one).training.steps == 3
+    assert space.params("coop", one)["method"] == "coop" and space.params("ammpl", one)["method"] == "ammpl"
+    again = parse_ablation(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
+    assert again.fixed["training.learning_rate"] == 0.01  # AMMPL's own, written out
+    for cell in space.cells():
+        assert again.config(cell.variant, cell.repeat, cell.setting) == space.config(
+            cell.variant, cell.repeat, cell.setting
+        )
+
+
 def test_the_resolved_space_gives_the_same_configurations() -> None:
     space = _space(test=True, seed=7, description="which mask")
     again = parse_study_space(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
@@ -317,9 +421,30 @@ def test_fixed_values_from_outside() -> None:
         ),
         ({"variants": {"x": {KIND: "nune"}, "learned": {}}}, "s.yaml: variants.x: model.mask.kind: must be 'learned'"),
         ({"variants": {"x": {KIND: [1]}, "learned": {}}}, "s.yaml: variants.x.model.mask.kind"),
+        ({"variants": {"x": {"method": "cop"}, "learned": {}}}, "variants.x: method: unknown method, got 'cop'. Fix"),
         (
-            {"variants": {"x": {"method": "coop"}, "learned": {}}},
-            "variants.x: method: the method is the study's own k",
+            {"variants": {"x": {"method": "coop", KIND: "learned"}, "learned": {}}},
+            "variants.x: method 'coop' is defined by model.mask.kind = 'none', got 'learned'",
+        ),
+        ({"datasets": []}, "s.yaml: datasets: must list at least one; without the key it is the fixed value alone"),
+        ({"datasets": ["digits", "digits"]}, "s.yaml: datasets: must differ"),
+        ({"datasets": ["a/pets", "b/pets"]}, "s.yaml: datasets: must differ in their last part"),
+        ({"datasets": "digits"}, "s.yaml: datasets: must be a valid tuple, got 'digits'"),
+        ({"shots": [1, True]}, "s.yaml: shots.1: must be a valid integer, got True"),
+        ({"shots": [1, 4, 1]}, "s.yaml: shots: must differ"),
+        ({"shots": [0]}, "data.shots: must be greater than or equal to 1, got 0"),
+        ({"shots": [1, "x"]}, "s.yaml: shots.1: must be a valid integer, got 'x'"),
+        (
+            {"shots": [1], "fixed": {"data.shots": 4}},
+            "s.yaml: shots: lists what fixed sets too: data.shots. Fix: keep one",
+        ),
+        (
+            {"datasets": ["dtd"], "variants": {"x": {"data.name": "digits"}, "learned": {}}},
+            "s.yaml: datasets: lists what variants.x sets too: data.name",
+        ),
+        (
+            {"shots": [1, 2], "variants": {"x": {"data.validation_shots": 0}, "learned": {}}},
+            "s.yaml: variants.x: data.validation_shots: must be greater",
         ),
         ({"variants": {"x": {"seeds.data": 3}, "learned": {}}}, "variants.x: seeds.data: seeds come from the study's"),
         ({"repeats": [1]}, "s.yaml: repeats: must be at least two: one has no spread, so no interval, got [1]"),
