@@ -24,6 +24,7 @@ from ammpl.flags import (
     add_rerun_trial,
     add_resume,
     add_status,
+    add_stop,
     add_tune,
 )
 from ammpl.study.budget import duration_seconds
@@ -211,6 +212,13 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
+def _stop(arguments: argparse.Namespace) -> int:
+    from ammpl.study.stop import stop
+
+    print(stop(arguments.study))
+    return EXIT_SUCCESS
+
+
 def _check_machine(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag of the machine that is out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
@@ -273,7 +281,7 @@ def show(summary: StudySummary, console: Console) -> None:
     for table in summary.tables():
         console.print(table)
     if summary.interrupted:
-        say("interrupted: this is what was known by then")
+        say(f"{'stopped on request' if summary.on_request else 'interrupted'}: this is what was known by then")
         say(f"it goes on with: python tune.py resume {summary.folder}")
     for remark in summary.remarks:
         say(remark)
@@ -293,6 +301,7 @@ def show(summary: StudySummary, console: Console) -> None:
 COMMANDS: dict[str, Command] = {
     "prepare": Command("check data sets and prepare them ahead", add_prepare, _prepare),
     "resume": Command("go on with a study that was interrupted, or died", add_resume, _resume),
+    "stop": Command("let a study's running trials end, and begin no more", add_stop, _stop),
     "status": Command("how far a study is, from its folder alone", add_status, _status),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
     "rerun-trial": Command("repeat one trial and compare the numbers", add_rerun_trial, _rerun_trial),

@@ -176,6 +176,26 @@ exit codes: 0 said, 2 something to mend (no study, damaged log)"""
     _add_help(parser.add_argument_group("other"))
 
 
+def add_stop(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py stop``."""
+    parser.usage = "tune.py stop STUDY"
+    parser.description = """\
+Ask a running study to stop gracefully, from another terminal or another machine
+that has its folder: the trials that run are let end, no more begin, and the
+summary so far is written. The study can be resumed or extended later. Ctrl-C in
+its own terminal is faster: it ends running trials, which then run again."""
+    parser.epilog = """\
+example:
+  python tune.py stop studies/default-20260101-120000
+
+exit codes: 0 asked, 2 something to mend (no study, or it does not run); the
+study's own is 130"""
+    parser.add_argument_group("what is stopped").add_argument(
+        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+    )
+    _add_help(parser.add_argument_group("other"))
+
+
 def _add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
     """Add the flags that decide no number; ``new`` for a study that gets a folder."""
     _add_home(parser)

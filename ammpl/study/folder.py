@@ -15,12 +15,13 @@ from ammpl.errors import UserError
 from ammpl.study.event_log import FILE, read_history
 
 ELSEWHERE = "free some space, or name a folder elsewhere with --output"
+STOP = "stop-requested"  # a file that asks the driver to begin no more trials
 _TAKEN = "exists already, and a study never overwrites"
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other drivers away from a study folder for the length of the block.
+    """Keep other drivers away from a study folder for the length of the block. Requests to stop are for one driver.
 
     The operating system holds the lock for this process and drops it with the process, however that ends.
 
@@ -33,13 +34,58 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         session = read_history(folder / FILE).session
         who = f" (process {session['pid']} on {session['host']})" if session else ""
-        raise UserError(str(folder), f"is being run by another process{who}", fix="wait for it, or stop it") from None
+        raise UserError(
+            str(folder),
+            f"is being run by another process{who}",
+            fix=f"wait for it, or stop it: python tune.py stop {folder}",
+        ) from None
     except OSError as error:
         raise UserError(str(folder), f"cannot be written to ({error.strerror})") from None
+    withdraw_stop(folder)
     try:
         yield
     finally:
+        withdraw_stop(folder)
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a driver runs the study; False where that cannot be known."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder
+        return False
+
+
+def request_stop(folder: Path) -> bool:
+    """Ask the driver that runs a study to begin no more trials; return whether it had not been asked before.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        (folder / STOP).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(str(folder), f"cannot be written to ({error.strerror})") from None
+    return True
+
+
+def is_asked_to_stop(folder: Path) -> bool:
+    """Return whether the driver that runs a study has been asked to begin no more trials."""
+    return (folder / STOP).exists()
+
+
+def withdraw_stop(folder: Path) -> None:
+    """Forget a request to stop."""
+    with contextlib.suppress(OSError):
+        (folder / STOP).unlink(missing_ok=True)
 
 
 def _fix(output: Path) -> str:

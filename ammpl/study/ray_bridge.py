@@ -32,17 +32,27 @@ class Bridge:
         start: returns the plan; called once.
         concurrency: trials at a time.
         prepares: whether workers prepare themselves.
+        asked_to_stop: returns whether no more trials are to be handed out; asked where one could be.
 
     Attributes:
         plan: None until it has started.
         crash: the exception that ended the run.
         stopping: set to end the run.
+        stopped: whether it handed out no more trials because it was asked to stop.
     """
 
-    def __init__(self, start: Callable[[], StudyPlan], concurrency: int, prepares: bool):
+    def __init__(
+        self,
+        start: Callable[[], StudyPlan],
+        concurrency: int,
+        prepares: bool,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ):
         self.plan: StudyPlan | None = None
         self.crash: BaseException | None = None
         self.stopping = threading.Event()
+        self.stopped = False
+        self._asked_to_stop = asked_to_stop
         self._start = start
         self._concurrency = concurrency
         self._to_prepare = concurrency if prepares else 0
@@ -82,6 +92,9 @@ class Bridge:
         if self.plan is None:
             self.plan = self._start()
             self._lost.extend(self.plan.running)  # of a study that goes on: they had begun when its driver died
+        if self.stopped or self._asked_to_stop():
+            self.stopped = True
+            return Searcher.FINISHED
         trial = self._lost.popleft() if self._lost else self.plan.next()
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED

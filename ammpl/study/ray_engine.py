@@ -127,6 +127,7 @@ def run_plan(
     folder: Path,
     resources: Resources,
     prepare: Callable[[], None] | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Run a plan to its end on the connected Ray cluster.
 
@@ -137,11 +138,12 @@ def run_plan(
         execute: what a worker does with a trial; must be picklable.
         folder: the study folder.
         prepare: what each first worker does before it takes a trial; what it raises ends the run and is raised here.
+        asked_to_stop: returns whether no more trials are to be handed out; those that run are let end.
 
     Returns:
-        Whether the plan ran to its end, rather than being interrupted.
+        Whether the plan ran to its end, rather than being interrupted or stopped.
     """
-    bridge = Bridge(start, resources.concurrency, prepares=prepare is not None)
+    bridge = Bridge(start, resources.concurrency, prepares=prepare is not None, asked_to_stop=asked_to_stop)
     wanted = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
     with (
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
@@ -169,9 +171,10 @@ def run_plan(
             tuner.fit()
     if bridge.crash is not None:
         raise bridge.crash
-    if interrupted.is_set() and bridge.plan is not None:
+    completed = not (interrupted.is_set() or bridge.stopped)
+    if not completed and bridge.plan is not None:
         bridge.plan.interrupt(INTERRUPTED)
-    return not interrupted.is_set()
+    return completed
 
 
 @contextlib.contextmanager

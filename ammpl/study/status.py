@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ammpl.study.budget import duration_text
 from ammpl.study.event_log import FILE, Event, History, read_history
+from ammpl.study.folder import is_asked_to_stop, is_locked
 from ammpl.study.replay import check_study
 from ammpl.study.space_file import read_space
 from ammpl.study.trial import State
@@ -39,23 +38,12 @@ def status(folder: Path) -> list[str]:
 
 def _condition(folder: Path, history: History) -> str:
     session = history.session
-    if _is_locked(folder):
-        return "is running" + (f" (process {session['pid']} on {session['host']})" if session else "")
+    if is_locked(folder):
+        asked = ", and is asked to stop" if is_asked_to_stop(folder) else ""
+        return "is running" + (f" (process {session['pid']} on {session['host']})" if session else "") + asked
     if history.has_ended:
         return "has ended"
     return f"is not running and has not ended; it goes on with: python tune.py resume {folder}"
-
-
-def _is_locked(folder: Path) -> bool:
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # somebody else's folder: nothing is known
-        return False
 
 
 def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None:

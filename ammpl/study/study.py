@@ -27,7 +27,7 @@ from ammpl.study.budget import trials_text
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
 from ammpl.study.event_log import FILE, end_log, read_history
-from ammpl.study.folder import ELSEWHERE, check_output, create_folder, locked, write_text
+from ammpl.study.folder import ELSEWHERE, check_output, create_folder, is_asked_to_stop, locked, write_text
 from ammpl.study.mlflow_process import MLflowProcess
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
@@ -170,7 +170,7 @@ class _Session:
         self._extra = observers
         self._resumes = resumes
         self._tracker: MLflowTracker | None = None
-        self._started = False
+        self._started = self._stopped = False
 
     def run(self, task: _Task, resources: Resources) -> StudySummary:
         """Run the study on the connected cluster to its end."""
@@ -180,7 +180,9 @@ class _Session:
         try:
             if not self._resumes:  # from now on it can be resumed
                 write_text(self._folder / "study.yaml", dump_yaml(self._space.resolved()))
-            completed = run_plan(self.start, task.execute, self._folder, resources, task.prepare)
+            completed = run_plan(
+                self.start, task.execute, self._folder, resources, task.prepare, self.is_asked_to_stop
+            )
         except BaseException as error:
             # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
             summary = self.end(completed=False)
@@ -251,8 +253,17 @@ class _Session:
         view.silent = True
         self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)
         view.silent = False
+        self._view = view
         self._started = True
         return self._plan
+
+    def is_asked_to_stop(self) -> bool:
+        """Return whether a request to stop lies in the folder; it is said once."""
+        asked = is_asked_to_stop(self._folder)
+        if asked and not self._stopped:
+            self._stopped = True
+            self._view.notice("asked to stop: no more trials begin, those that run are let end")
+        return asked
 
     def end(self, completed: bool) -> StudySummary | None:
         """Write and return what came out; None if nothing had started; nothing is left behind of a new study then."""
@@ -271,7 +282,8 @@ class _Session:
             self._plan.interrupt(stopped or INTERRUPTED)
         seconds = self._records.log.clock()
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
-        summary = replace(summary, stopped=stopped or summary.stopped)
+        stopped = stopped or summary.stopped
+        summary = replace(summary, stopped=stopped, on_request=self._stopped and not completed)
         errors += self._write_results(self._plan, summary)
         if self._tracker:
             failed = summary.stopped is not None or bool(errors)

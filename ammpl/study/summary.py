@@ -80,7 +80,8 @@ class StudySummary(ABC):
     Attributes:
         study: its name.
         folder: where everything is.
-        interrupted: whether it was ended before its time.
+        interrupted: whether it was ended before its time; it can go on.
+        on_request: whether that was by ``tune.py stop``, which lets running trials end.
         objective: the metric that is optimised or compared.
         counts: trials by phase and state.
         test_openings: how often the study looked at the test split: 1, or 0 if it did not or ended before.
@@ -105,6 +106,7 @@ class StudySummary(ABC):
     notes: tuple[str, ...] = ()
     ended: str | None = None
     stopped: str | None = None
+    on_request: bool = False
     ui_command: str | None = None
     problems: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
