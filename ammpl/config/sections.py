@@ -263,6 +263,8 @@ class TrainingConfig(Section):
         schedule: ``cosine`` to zero, each step; ``coop``: stepped each epoch, the first at 1e-5, then cosine
             (needs ``epochs``); ``constant``.
         evaluate_every: steps between validations, which are what the pruner sees; the last step is always one.
+        probe_masks: whether the last evaluation also measures what learned masks mean
+            (:mod:`ammpl.training.mask_probe`).
         grad_tolerance: with masks of scope ``class`` or ``text``, (image, class) pairs whose score moves the
             loss by less get no gradient, |dL/ds| < tolerance; 0 is exact.
         chunk: with masks of scope ``class`` or ``text``, pairs in flight: bounds the memory, and changes sums in their
@@ -278,6 +280,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["cosine", "coop", "constant"] = "cosine"
     evaluate_every: int = Field(20, ge=1)
+    probe_masks: bool = False
     grad_tolerance: float = Field(0.0, ge=0)
     chunk: int | None = Field(None, ge=1)
 

@@ -15,7 +15,7 @@ Shapes: B images, C classes, G 1 or C, N patches, T text width, V vision width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from ammpl.model.image_prompt import ImagePrompt, seeded_generator
 from ammpl.model.interaction import LightNetwork
 from ammpl.model.text_prompt import Classes, TextPrompt
 from ammpl.model.tokens import CoupledTokens, VisualTokens
+
+MaskChange = Callable[[Tensor], Tensor]
+"""Evaluation masks (G, N) -> those that stand in for them."""
 
 
 def check_model(config: ModelConfig, backbone: Backbone) -> None:
@@ -154,11 +157,17 @@ class AMMPL(nn.Module):
         return self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_BGN, step)
 
     @torch.no_grad()
-    def predict(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes) -> Tensor:
+    def predict(
+        self,
+        patches_BNV: Tensor | None,
+        pooled_BD: Tensor | None,
+        classes: Classes,
+        change: MaskChange | None = None,
+    ) -> Tensor:
         """Return evaluation logits (B, C), the same however images are batched.
 
         With ``mask.evaluation: samples``, the log of the probabilities' mean over the draws (a Monte-Carlo estimate
-        of the predictive distribution).
+        of the predictive distribution). Masks pass through ``change`` where it is given.
         """
         if self.image_prompt is None:
             return self._score(patches_BNV, pooled_BD, classes, None, None, None)
@@ -170,6 +179,8 @@ class AMMPL(nn.Module):
         for draw in range(draws):
             uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
             mask_1GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, alone_CD)[None]
+            if change is not None:
+                mask_1GN = change(mask_1GN[0])[None]
             logits.append(self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_1GN, None))
         if draws == 1:
             return logits[0]

@@ -41,6 +41,7 @@ MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.tokens.count": {"model.tokens.kind": ("visual",)},
     "model.tokens.depth": {"model.tokens.kind": ("visual", "coupled")},
     "training.mask_lr_multiplier": {"model.mask.kind": ("learned", "binary")},
+    "training.probe_masks": {"model.mask.kind": ("learned", "binary")},
     "training.grad_tolerance": _EACH_CLASS,
     "training.chunk": _EACH_CLASS,
 }

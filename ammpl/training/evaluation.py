@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ammpl.data.dataset import Split
-from ammpl.model.ammpl import AMMPL
+from ammpl.model.ammpl import AMMPL, MaskChange
 from ammpl.model.backbone import Backbone
 
 ROWS = 1024
@@ -38,7 +38,12 @@ def patches(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def scores(
-    model: AMMPL, pixels: Pixels, count: int, class_names: Sequence[str], pooled_nD: Tensor | None = None
+    model: AMMPL,
+    pixels: Pixels,
+    count: int,
+    class_names: Sequence[str],
+    pooled_nD: Tensor | None = None,
+    change: MaskChange | None = None,
 ) -> Tensor:
     """Return evaluation logits (n, C) in fp32 on the CPU.
 
@@ -47,6 +52,7 @@ def scores(
         count: n, images in all.
         class_names: among which to decide.
         pooled_nD: frozen features of the unmasked images where they are known; computed where they are read.
+        change: makes others of the evaluation masks.
     """
     model.eval()
     classes = model.classes(class_names)
@@ -57,18 +63,24 @@ def scores(
     for start in range(0, count, batch):
         chosen = slice(start, start + batch)
         patches_BNV = patches(model.backbone, pixels(chosen)) if model.reads_patches else None
-        logits.append(model.predict(patches_BNV, pooled_nD[chosen] if pooled_nD is not None else None, classes))
+        pooled_BD = pooled_nD[chosen] if pooled_nD is not None else None
+        logits.append(model.predict(patches_BNV, pooled_BD, classes, change))
     return torch.cat(logits).float().cpu()
 
 
-def evaluate(model: AMMPL, split: Split) -> dict[str, float]:
+def evaluate(model: AMMPL, split: Split, change: MaskChange | None = None) -> dict[str, float]:
     """Score every image of a split among the split's class names.
+
+    Args:
+        model: trained or not.
+        split: what to score.
+        change: makes others of the evaluation masks.
 
     Returns:
         ``accuracy`` in [0, 1] over all images (not a mean over classes), and ``loss``, the mean cross-entropy in nats.
     """
     pooled = pooled_features(model.backbone, split) if model.reads_pooled else None
-    logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled)
+    logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled, change)
     correct = int((logits_nC.argmax(-1) == split.labels).sum())
     return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
 

@@ -30,6 +30,7 @@ from ammpl.model.text_prompt import Classes
 from ammpl.training import checkpoint, running
 from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean, patches, pooled_features
 from ammpl.training.figures import draw_masks
+from ammpl.training.mask_probe import probe_masks
 from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
 
 
@@ -186,6 +187,8 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
         done = step + 1
         if done % training.evaluate_every == 0 or done == total:
             metrics = {**steps.take(), **_validate(model, task), **diagnostics(model)}
+            if done == total and training.probe_masks:
+                metrics.update(probe_masks(model, task.validation, config.data.name))
             evaluations.append((done, metrics))
             resumable.save(evaluations)  # before it is told: what was told can be gone on from
             yield done, metrics
