@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from ammpl import cli
 from ammpl.study import reachable
 from tests.command_line import SPACE as SMALL
+from tests.data.on_disk import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,20 +151,14 @@ def test_flags(refused: Refused, arguments: list[str], message: str) -> None:
     refused(message, *space, *arguments, "--dry-run")
 
 
-def test_class_names_that_the_embedded_tower_cannot_read(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ammpl.data import task
-
-    def open_animals(*told: Any, **more: Any) -> Any:
-        digits = honest(*told, **more)
-        names = tuple(f"zebra {number}" for number in range(10))
-        train, validation = (replace(part, class_names=names) for part in (digits.train, digits.validation))
-        return replace(digits, class_names=names, train=train, validation=validation)
-
-    honest = task.open_dataset
-    monkeypatch.setattr(task, "open_dataset", open_animals)
-    task.load_task.cache_clear()
-    refused("it has never seen 'zebra' in the text 'zebra 0.'. Fix: use another", "space.yaml", "--dry-run")
-    task.load_task.cache_clear()
+def test_class_names_that_the_embedded_tower_cannot_read(
+    refused: Refused, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in ("zero", "zebra"):
+        for number in range(4):
+            picture(tmp_path / "pictures" / name / f"{number}.jpg")
+    flags = ("--dataset", "pictures", "--store", tmp_path_factory.mktemp("store"), "--quiet", "--dry-run")
+    refused("it has never seen 'zebra' in the text 'zebra.'. Fix: use another", "space.yaml", *flags)
 
 
 @pytest.fixture

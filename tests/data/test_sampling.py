@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from ammpl.config import DataConfig
 from ammpl.data.catalog import DESCRIPTIONS
+from ammpl.data.dataset import Split
+from ammpl.data.home import DataHome
 from ammpl.data.listing import Item, Listing
-from ammpl.data.task import base_and_new, sample_shots
+from ammpl.data.task import base_and_new, load_task, sample_shots
+from ammpl.data.transform import ImageTransform
 from tests.data.on_disk import write
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -33,8 +38,11 @@ CLASSES = {
 }
 
 
-@pytest.fixture
-def listing(tmp_path: Path) -> Listing:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root: the split file, and pictures each of one colour, which tells its name."""
+    folder = tmp_path_factory.mktemp("data")
+
     def rows(part: str, column: int) -> list[tuple[str, int, str]]:
         return [
             (f"{name}/{part}_{number:02d}.jpg", numbers[0], name)
@@ -45,9 +53,27 @@ def listing(tmp_path: Path) -> Listing:
     # One class is interrupted by another: the order of first appearance decides, the place in the list does not.
     train = rows("t", 1)
     split = {"train": [train[0], *train[40:60], *train[1:40], *train[60:]], "val": rows("v", 2), "test": []}
-    write(tmp_path / "dtd/split_zhou_DescribableTextures.json", json.dumps(split))
-    (tmp_path / "dtd/images").mkdir()
-    return DESCRIPTIONS["dtd"].read(tmp_path)
+    write(folder / "dtd/split_zhou_DescribableTextures.json", json.dumps(split))
+    for path, label, _ in split["train"] + split["val"]:
+        file = folder / "dtd/images" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        color = (60 * label, 6 * int(path[-6:-4]), 255 * ("/v_" in path))
+        Image.new("RGB", (8, 8), color).save(file, "JPEG", quality=100, subsampling=0)
+    return folder
+
+
+def names(split: Split) -> list[str]:
+    """The file names that the pictures' colours tell."""
+    told = []
+    for red, green, blue in split.pixels()[:, :, 0, 0].tolist():
+        [name] = [name for name, (label, *_) in CLASSES.items() if label == round(red / 60)]
+        told.append(f"{name}/{'tv'[blue > 127]}_{round(green / 6):02d}.jpg")
+    return told
+
+
+@pytest.fixture
+def listing(root: Path) -> Listing:
+    return DESCRIPTIONS["dtd"].read(root)
 
 
 def by_the_rule(listing: Listing, shots: int, seed: int) -> tuple[list[str], list[str]]:
@@ -85,6 +111,45 @@ def test_file_names_are_those_of_the_rule(listing: Listing, shots: int, seed: in
     assert len(of_zigzagged) == min(shots, 12)
     if shots == 16:
         assert of_zigzagged == sorted(of_zigzagged)  # all of them, as they stand
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("task", ["all", "base_to_new"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shots", SHOTS)
+def test_a_trial_sees_the_pictures_of_the_rule(
+    root: Path, store: Path, listing: Listing, shots: int, seed: int, task: str
+) -> None:
+    """From the files through the store to pixels; base classes get the pictures of the all-class sample."""
+    config = DataConfig(name="dtd", shots=shots, task=task, skip_broken=shots > 12)  # only so may a class have fewer
+    seen = load_task(config, seed, ImageTransform(8), DataHome(root, store))
+    chosen = sorted(CLASSES, key=lambda name: CLASSES[name][0])[: 5 if task == "all" else 3]
+    train, validation = (
+        [path for path in paths if path.split("/")[0] in chosen] for paths in by_the_rule(listing, shots, seed)
+    )
+    assert (names(seen.train), names(seen.validation)) == (train, validation)
+    assert seen.train.class_names == tuple(chosen)
+    for split in (seen.train, seen.validation):
+        assert [chosen[label] for label in split.labels] == [path.split("/")[0] for path in names(split)]
+
+
+def test_nothing_is_written_below_the_data_root(root: Path, tmp_path: Path) -> None:
+    """It may be a read-only share."""
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    for folder in folders:
+        folder.chmod(0o555)  # which stops everybody but root
+    try:
+        load_task(DataConfig(name="dtd", shots=1), 1, ImageTransform(8), DataHome(root, tmp_path / "store"))
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert list((tmp_path / "store").rglob("*.arrow"))
 
 
 # One shot, seed -> numbers drawn for woven, banded, zigzagged, dotted, striped in training, then in validation. By

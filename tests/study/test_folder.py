@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from datetime import datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.folder import create_folder
+from ammpl.study.folder import check_output, create_folder
 
 
 def _noon() -> datetime:
@@ -67,3 +68,26 @@ def test_a_folder_with_anything_in_it_is_never_taken(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="a study never overwrites, got 'studies/demo-20260101-120000'"):
         create_folder("demo", old, _noon)
     assert [path.name for path in old.iterdir()] == ["summary.json"]
+
+
+def _check_as_nobody(output: Path, told: Any) -> None:
+    if os.geteuid() == 0:  # whom no permission stops
+        os.setuid(65534)
+    try:
+        check_output(output)
+        told.put("fine")
+    except UserError as error:
+        told.put(str(error))
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_anything_starts() -> None:
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    with tempfile.TemporaryDirectory() as parent:  # pytest's own are closed to others
+        Path(parent).chmod(0o555)
+        process = context.Process(target=_check_as_nobody, args=(Path(parent) / "new" / "study", told))
+        process.start()
+        answer = told.get(timeout=60)
+        process.join(60)
+    rule = f"--output: cannot be created below {parent} (it may not be written to), got '{parent}/new/study'"
+    assert answer == f"{rule}. Fix: free some space, or name a folder elsewhere with --output"
