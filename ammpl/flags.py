@@ -54,7 +54,7 @@ examples:
 exit codes: 0 done, 1 no result (no trial completed, or the first five all
 failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
-        "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"a search or an ablation (default: {DEFAULT_SPACE})"
+        "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"search or ablation (default: {DEFAULT_SPACE})"
     )
 
     study = parser.add_argument_group("what is studied (default: what the space file says)")
@@ -77,9 +77,7 @@ failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
     _add_surroundings(parser)
 
     other = parser.add_argument_group("other")
-    other.add_argument(
-        "--dry-run", action="store_true", help="check all, print the resolved study, run nothing (default: run)"
-    )
+    other.add_argument("--dry-run", action="store_true", help="check all, print the study, run nothing (default: run)")
     other.add_argument(
         "--version",
         action="version",
@@ -204,10 +202,10 @@ def _add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None
         "--concurrency", type=int, metavar="N", help="trials at a time, e.g. 2 (default: as many as fit)"
     )
     machine.add_argument(
-        "--gpus-per-trial", type=float, metavar="X", help="e.g. 0.5: two share one (default: 1, or 0 if there is none)"
+        "--gpus-per-trial", type=float, metavar="X", help="e.g. 0.5: two share one (default: 1, or 0 without any)"
     )
     machine.add_argument(
-        "--ray-address", metavar="ADDR", help="a Ray cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
+        "--ray-address", metavar="ADDR", help="a cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
     )
 
     results = parser.add_argument_group("where the results go")
@@ -252,7 +250,7 @@ def _add_home(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where data lie."""
     data = parser.add_argument_group("where the data are")
     data.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="holds the data sets (default: AMMPL_DATA_ROOT, else data)"
+        "--data-root", type=Path, metavar="DIR", help="has the data sets (default: AMMPL_DATA_ROOT, else data)"
     )
     data.add_argument(
         "--store", type=Path, metavar="DIR", help="gets prepared files (default: AMMPL_STORE, else ~/.cache/ammpl)"

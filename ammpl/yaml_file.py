@@ -66,9 +66,12 @@ def read_yaml(path: Path) -> Any:
             aliases, or gives a key twice.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(str(path), f"must be smaller than {LARGEST_FILE} bytes", got=path.stat().st_size)
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)  # a device says that it is empty, and never ends
+        if len(content) > LARGEST_FILE:
+            size = max(len(content), path.stat().st_size)
+            raise UserError(str(path), f"must be smaller than {LARGEST_FILE} bytes", got=size)
+        text = content.decode("utf-8")
     except OSError as error:
         raise UserError(str(path), f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

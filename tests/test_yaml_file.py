@@ -72,3 +72,5 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "huge.yaml").write_bytes(b" " * (LARGEST_FILE + 1))
     with pytest.raises(UserError, match=r"huge.yaml: must be smaller than 1048576 bytes, got 1048577"):
         read_yaml(tmp_path / "huge.yaml")
+    with pytest.raises(UserError, match=r"/dev/zero: must be smaller than 1048576 bytes, got 1048577"):
+        read_yaml(Path("/dev/zero"))

@@ -4,8 +4,8 @@ Each figure is a median over interleaved runs, in milliseconds a trial. Both sid
 report of the first trial, when the first worker process is there, to the end of the last trial (or until MLflow has
 everything); and from call to return, with all starts and ends. Beside wall time stands the CPU time of the driver,
 which work elsewhere on the machine stretches less; with MLflow, its writer's is in it, import and new tables included.
-Ours has Parquet, the event log and pruning switched on. Bare Ray Tune is a class trainable on reused actors without
-loggers and without a search algorithm.
+Ours has Parquet and the event log switched on; a pruner is asked at each report, and never prunes. Bare Ray Tune is a
+class trainable on reused actors without loggers and without a search algorithm.
 """
 
 from __future__ import annotations
