@@ -20,6 +20,7 @@ from ammpl.flags import (
     DEFAULT_SPACE,
     Command,
     add_prepare,
+    add_report,
     add_rerun,
     add_rerun_trial,
     add_resume,
@@ -219,6 +220,17 @@ def _stop(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from ammpl.report.report import PAGE, write_report
+    from ammpl.report.tracking import log_report
+
+    folder = write_report(arguments.studies, arguments.output)
+    print(f"report: {folder / PAGE}; its tables and figures are beside it")
+    if not arguments.no_tracking:
+        print(log_report(arguments.studies[0], folder))
+    return EXIT_SUCCESS
+
+
 def _check_machine(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag of the machine that is out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
@@ -303,6 +315,7 @@ COMMANDS: dict[str, Command] = {
     "resume": Command("go on with a study that was interrupted, or died", add_resume, _resume),
     "stop": Command("let a study's running trials end, and begin no more", add_stop, _stop),
     "status": Command("how far a study is, from its folder alone", add_status, _status),
+    "report": Command("make a page, tables and figures of studies", add_report, _report),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
     "rerun-trial": Command("repeat one trial and compare the numbers", add_rerun_trial, _rerun_trial),
 }

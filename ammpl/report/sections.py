@@ -1,0 +1,187 @@
+"""The parts of a report on one study, in the order in which a reviewer asks for them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+
+import optuna
+
+from ammpl.report import comparison_figures, search_figures
+from ammpl.report.comparisons import (
+    answer,
+    base_and_new,
+    data_sets_table,
+    differences,
+    differences_table,
+    harmonic_table,
+    means_table,
+    rank_rows,
+    remarks,
+)
+from ammpl.report.masks import distances, pictures
+from ammpl.report.page import Answer, Block, Code, Section, Text
+from ammpl.report.published import about, published_tables
+from ammpl.report.record import cost_table, environment_table, settings_table
+from ammpl.report.results import StudyResult, TrialResult
+from ammpl.report.signatures import signatures_table
+from ammpl.report.statistics import rank
+from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.labels import params_text
+from ammpl.study.trial import State
+
+FEWEST_FOR_IMPORTANCE = 4
+MOST_CURVES = 300
+
+
+def study_sections(study: StudyResult) -> list[Section]:
+    """Return the sections of a study; one without anything to say has no blocks."""
+    return [
+        Section("Answer", _answer(study)),
+        Section("Results", _results(study)),
+        Section("Search", _search(study)),
+        Section("Masks", [*pictures(study), *distances(study)]),
+        Section("Failure signatures", [signatures_table(study)]),
+        Section("Published numbers", _published(study)),
+        Section("Cost", [cost_table(study)]),
+        Section("Environment and rerun", _rerun(study)),
+        Section("Settings", [settings_table(study)], folded=True),
+    ]
+
+
+def _answer(study: StudyResult) -> list[Block]:
+    question = study.space.description or f"A study of {study.space.method} without a description."
+    return [
+        Text(question, "question"),
+        Answer(answer(study)),
+        *(Text(remark, "warning") for remark in remarks(study)),
+        Text(_facts(study), "facts"),
+    ]
+
+
+def _facts(study: StudyResult) -> str:
+    counts = Counter(trial.phase for trial in study.trials)
+    trials = ", ".join(f"{count} {phase}" for phase, count in counts.items())
+    first = study.trials[0].config if study.trials else {}
+    shown = f"{first.get('data.validation_shots')} validation images a class to choose by"
+    openings = {0: "not opened", 1: "opened once", 2: "opened twice"}
+    opened = openings.get(study.test_openings, f"opened {study.test_openings} times")
+    kind = "an ablation" if isinstance(study.space, AblationSpace) else "a search"
+    where = f"{', '.join(study.data_sets)} with {first.get('backbone.name')}"
+    return f"{kind.capitalize()} on {where}. Trials: {trials}. Test split {opened}; {shown}."
+
+
+def _results(study: StudyResult) -> list[Block]:
+    blocks: list[Block | None] = []
+    for metric in study.metrics:
+        for shots in study.shots:
+            if means_table(study, metric, shots) is None:
+                continue
+            at = f"{metric.replace('/', '-')}-{shots}shots"
+            found = differences(study, metric, shots)
+            is_main = metric == study.main_metric
+            smallest = study.space.smallest_effect if isinstance(study.space, AblationSpace) else None
+            blocks.append(means_table(study, metric, shots))
+            if found and is_main:
+                labels = {row.candidate: row.label for row in study.rows}
+                reference = labels[str(study.reference)].removesuffix(" (reference)")
+                name = f"forest-{at}"
+                blocks.append(
+                    comparison_figures.forest(name, metric, labels, reference, found, smallest, study.direction)
+                )
+            blocks.append(differences_table(study, metric, shots))
+            if is_main and len(study.data_sets) == 1 and any(len(row.values(metric, shots)) > 1 for row in study.rows):
+                blocks.append(comparison_figures.repeats(f"repeats-{at}", metric, study.rows, shots))
+            if is_main:
+                blocks.append(data_sets_table(study, metric, shots))
+                if (ranks := rank(rank_rows(study, metric, shots))) is not None:
+                    blocks.append(comparison_figures.critical_difference(f"ranks-{at}", metric, ranks))
+        if metric == study.main_metric and len(study.shots) > 1:
+            blocks.append(comparison_figures.by_shots("shots", metric, study.rows, study.shots))
+    for shots in study.shots:
+        if (found_pair := base_and_new(study, shots)) is not None:
+            split, base, new = found_pair
+            name = f"base-new-{split}-{shots}shots"
+            blocks.append(comparison_figures.base_and_new(name, study.rows, base, new))
+            blocks.append(harmonic_table(study, shots))
+    return [block for block in blocks if block is not None]
+
+
+def _search(study: StudyResult) -> list[Block]:
+    if isinstance(study.space, AblationSpace):
+        return _trade_offs(study, study.of_phase("ablation"))
+    metric, parameters = study.space.objective.metric, study.space.parameters
+    searched = [t for t in study.searched if t.value is not None and math.isfinite(t.value)]
+    complete = [trial for trial in searched if trial.state is State.COMPLETE]
+    if not searched:
+        return []
+    blocks: list[Block] = [search_figures.history(metric, searched, study.direction)]
+    weights = importances(study)
+    if weights:
+        blocks.append(search_figures.importance(weights, len(complete)))
+    trained = study.of_phase("search")[:MOST_CURVES]
+    several = len(study.space.repeats) > 1
+    if any(len(trial.curve) > 1 for trial in trained):
+        blocks.append(search_figures.curves(metric, trained, several=several))
+    if len(complete) > 1:
+        blocks.append(search_figures.parallel(metric, complete, parameters))
+        blocks.append(search_figures.slices(metric, complete, parameters))
+    return [*blocks, *_trade_offs(study, complete)]
+
+
+def _trade_offs(study: StudyResult, trials: list[TrialResult]) -> list[Block]:
+    """Return the Pareto front of base against new accuracy, where trials have both."""
+    first, second = "validation/accuracy", "validation/new_accuracy"
+    points = [
+        (trial, trial.metrics[first], trial.metrics[second])
+        for trial in trials
+        if trial.state is State.COMPLETE and first in trial.metrics and second in trial.metrics
+    ]
+    return [search_figures.pareto("pareto", first, second, points)] if len(points) > 2 else []
+
+
+def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
+    """Return parameters' importance by evaluator, from the study's copy for Optuna; empty where that says nothing."""
+    path = study.folder / "optuna.sqlite3"
+    if not path.is_file():
+        return {}
+    found: dict[str, Mapping[str, float]] = {}
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    try:
+        stored = optuna.load_study(study_name=study.space.name, storage=storage)
+        complete = stored.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+            return {}
+        evaluators: dict[str, optuna.importance.BaseImportanceEvaluator] = {
+            "fANOVA": optuna.importance.FanovaImportanceEvaluator(seed=0),
+            "PED-ANOVA": optuna.importance.PedAnovaImportanceEvaluator(),
+        }
+        for name, evaluator in evaluators.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PED-ANOVA being experimental
+                weights = optuna.importance.get_param_importances(stored, evaluator=evaluator)
+            if weights and all(map(math.isfinite, weights.values())):
+                found[name] = weights
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+    return found
+
+
+def _published(study: StudyResult) -> list[Block]:
+    tables = published_tables(study)
+    return [Text(about()), *tables] if tables else []
+
+
+def _rerun(study: StudyResult) -> list[Block]:
+    lines = [f"python tune.py rerun {study.folder} --concurrency 1    # everything, then compared trial by trial"]
+    winner = next((row for row in study.rows if row.candidate == study.reference and row.tuned), None)
+    if winner is not None:
+        lines.append("# the winner, as settings of a space file or of --set:")
+        lines.append(f"#   {params_text(winner.params)}")
+    commit = study.environments[0].get("code", {}).get("commit") if study.environments else None
+    if commit:
+        lines.insert(0, f"git checkout {commit}")
+    return [environment_table(study), Code("\n".join(lines))]

@@ -1,0 +1,41 @@
+"""The report as an artifact of the study's run in MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ammpl.report.report import PAGE
+from ammpl.study.tracking import remembered_uri, without_password
+
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+
+def log_report(study: Path, report: Path) -> str:
+    """Log a report's folder to the parent run of the study, where it has one; return a line on what became of it.
+
+    A store that is away costs the artifact, not the report.
+    """
+    if not (study / "mlflow.json").is_file():
+        return "MLflow: the study was not tracked there"
+    uri = remembered_uri(study)
+    if uri is None:
+        return "MLflow: not logged, the address of the study's store is not known in full"
+    shown = without_password(uri)
+    if (file := _sqlite_file(uri)) is not None and not file.is_file():
+        return f"MLflow: not logged, {shown} is not there; run the command where the study ran"
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient  # seconds of import, of this step only
+
+    try:
+        run_id = json.loads((study / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
+        MlflowClient(uri).log_artifacts(run_id, str(report), "report")
+    except Exception as error:  # whatever a store, a plugin or the network raises
+        return f"MLflow: not logged to {shown} ({' '.join(str(error).split())[:200]})"
+    return f"MLflow: report/{PAGE} in the artifacts of the study's run ({shown})"
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
