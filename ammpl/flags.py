@@ -191,6 +191,7 @@ study's own is 130"""
     parser.add_argument_group("what is stopped").add_argument(
         "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )
+    _add_help(parser.add_argument_group("other"))
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

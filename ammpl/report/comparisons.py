@@ -63,8 +63,8 @@ def means_table(study: StudyResult, metric: str, shots: int) -> Table | None:
     unit = "data sets" if len({d for _, values in rows for d, _ in values}) > 1 else "repeats"
     images = "test" if metric.startswith("test/") else "validation"
     note = CONDITIONS.format(unit=unit, images=images)
-    if any(row.tuned for row in study.rows) and any(row.tuned is False for row in study.rows):
-        note += " An untuned row has its method's published settings: no search was spent on it."
+    if any(row.tuned is False for row in study.rows):
+        note += " No search was spent on an untuned row: it has its method's published settings or the file's."
     return Table(
         _name("means", metric, shots),
         f"{metric}, {shots} shots: mean over {unit}",

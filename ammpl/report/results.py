@@ -201,7 +201,10 @@ class StudyResult:
         first, tuned = own[0], None
         method = str(first.config["method"])
         if isinstance(self.space, AblationSpace):
-            label = candidate + (" (reference)" if candidate == self.reference else "")
+            methods = {trial.config["method"] for trial in self.trials}
+            tuned = False if len(methods) > 1 and method != "zero_shot" else None
+            words = ["reference"] * (candidate == self.reference) + ["untuned"] * (tuned is False)
+            label = candidate + (f" ({', '.join(words)})" if words else "")
         elif first.params:
             label, tuned = f"{method}, trial {candidate}", True
             label += " (winner)" if candidate == self.reference else " (finalist)"

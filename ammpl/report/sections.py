@@ -86,7 +86,7 @@ def _results(study: StudyResult) -> list[Block]:
             blocks.append(means_table(study, metric, shots))
             if found and is_main:
                 labels = {row.candidate: row.label for row in study.rows}
-                reference = labels[str(study.reference)].removesuffix(" (reference)")
+                reference = labels[str(study.reference)].partition(" (")[0]
                 name = f"forest-{at}"
                 blocks.append(
                     comparison_figures.forest(name, metric, labels, reference, found, smallest, study.direction)
