@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +27,16 @@ class OptunaSearch:
 
     Args:
         name: the study's name. Hyperband hashes it into its brackets, so it decides numbers.
+        directions: of the objectives, one or two; with two there is nothing to report and no pruner.
         seed: of the sampler.
     """
 
-    def __init__(self, name: str, direction: Direction, sampler: Sampler, pruner: Pruner, seed: int):
+    def __init__(self, name: str, directions: Sequence[Direction], sampler: Sampler, pruner: Pruner, seed: int):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():  # of some samplers and pruners being experimental, which is the file's choice
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
-                study_name=name, direction=direction, sampler=sampler.build(seed), pruner=pruner.build()
+                study_name=name, directions=directions, sampler=sampler.build(seed), pruner=pruner.build()
             )
         self._open: dict[int, optuna.Trial] = {}
 
@@ -52,12 +53,20 @@ class OptunaSearch:
         return trial.should_prune()
 
     def tell(
-        self, number: int, state: State, value: float | None, *, learn: bool = False, **attributes: str | None
+        self,
+        number: int,
+        state: State,
+        value: float | None,
+        second: float | None = None,
+        *,
+        learn: bool = False,
+        **attributes: str | None,
     ) -> None:
         """End a trial. FAILED and LOST are Optuna's FAIL; the attribute ``state`` keeps our word.
 
         Args:
             value: the objective, needed with COMPLETE; Optuna takes a pruned trial's from its last report.
+            second: the second objective, needed with COMPLETE where there are two.
             learn: tell a PRUNED trial as complete with ``value``, so that the sampler learns from it.
             attributes: kept as user attributes where they are not None.
         """
@@ -69,7 +78,7 @@ class OptunaSearch:
         if state is State.COMPLETE or (state is State.PRUNED and learn):
             if value is None or math.isnan(value):
                 raise ValueError(f"a {state} trial needs a value here, got {value}")
-            self.study.tell(trial, value)
+            self.study.tell(trial, value if second is None else [value, second])
         else:
             pruned = state is State.PRUNED
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
@@ -79,7 +88,7 @@ class OptunaSearch:
         draft = path.with_name(f".{path.name}.tmp")
         draft.unlink(missing_ok=True)
         storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
-        copy = optuna.create_study(storage=storage, study_name=self.study.study_name, direction=self.study.direction)
+        copy = optuna.create_study(storage=storage, study_name=self.study.study_name, directions=self.study.directions)
         copy.add_trials(self.study.get_trials(deepcopy=False))
         storage.remove_session()
         storage.engine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -52,11 +53,12 @@ class Plan(BasePlan):
     ) -> None:
         super().__init__(space.objective.metric, folder, observer, space.budget, clock)
         self.space = space
-        self.search = OptunaSearch(study_name, space.objective.direction, space.sampler, space.pruner, seed=space.seed)
+        self.search = OptunaSearch(study_name, space.directions, space.sampler, space.pruner, seed=space.seed)
         self.winner: str | None = None
         self._size = space.search_size
         self._several = len(space.repeats) > 1
         self._values: dict[int, list[float]] = {}  # of the configurations that are open, by number: a value a repeat
+        self._second: dict[int, list[float]] = {}  # the same of the second objective, if there is one
         self._ran: set[int] = set()  # numbers of configurations that did not come from records alone
         self._due: deque[tuple[int, Mapping[str, Scalar]]] = deque()  # configurations whose next repeat may begin
         self._complete: list[tuple[Trial, float]] = []  # the search's whole configurations, with their objective
@@ -80,7 +82,7 @@ class Plan(BasePlan):
         return trial.number
 
     def _prunes(self, trial: Trial, step: int, value: float) -> bool:
-        if trial.number is None or self._several:
+        if trial.number is None or self._several or self.space.second_objective is not None:
             return False
         return self.search.report(trial.number, step, value)
 
@@ -103,6 +105,8 @@ class Plan(BasePlan):
         """
         values = self._values[number]
         values.append(value)
+        if self.space.second_objective is not None:  # nothing is pruned
+            return State.COMPLETE
         stop = self.search.report(number, len(values) - 1, value)
         return State.PRUNED if stop and len(values) < len(self.space.repeats) else State.COMPLETE
 
@@ -112,6 +116,8 @@ class Plan(BasePlan):
         values, value = self._values[trial.number], outcome.value
         if outcome.duplicate_of is None:
             self._ran.add(trial.number)
+        if self.space.second_objective is not None and outcome.state is State.COMPLETE:
+            self._second.setdefault(trial.number, []).append(outcome.metrics[self.space.second_objective.metric])
         if self._several and outcome.state in (State.COMPLETE, State.PRUNED):
             if outcome.state is State.COMPLETE and len(values) < len(self.space.repeats):
                 self._due.append((trial.number, trial.params))
@@ -124,7 +130,17 @@ class Plan(BasePlan):
             self._complete.append((trial, value))
         duplicate_of = None if trial.number in self._ran else outcome.duplicate_of
         told = {"reason": outcome.reason, "duplicate_of": duplicate_of}
-        self.search.tell(trial.number, outcome.state, value, learn=self._several, **told)
+        seconds = self._second.pop(trial.number, None)
+        second = statistics.fmean(seconds) if seconds else None
+        self.search.tell(trial.number, outcome.state, value, second, learn=self._several, **told)
+
+    def _fault(self, running: Running) -> str | None:
+        """Return what is wrong with a trial that ended in order: the second objective has to be there, too."""
+        second = self.space.second_objective
+        fault = super()._fault(running)
+        if fault or second is None or math.isfinite(running.metrics.get(second.metric, math.nan)):
+            return fault
+        return f"the evaluation at step {running.step} has no finite '{second.metric}'"
 
     def _abandon(self, reason: str) -> None:
         """Tell Optuna that configurations between two repeats are LOST."""

@@ -180,6 +180,9 @@ SAMPLERS: dict[str, type[Sampler]] = by_name(
     TpeSampler, RandomSampler, GridSampler, QmcSampler, GpSampler, CmaEsSampler, Nsga2Sampler
 )
 
+TWO_OBJECTIVES = ("tpe", "nsga2", "random", "qmc", "grid")
+"""The samplers that serve two objectives."""
+
 
 def check_sampler(sampler: Sampler, parameters: Mapping[str, Parameter], where: str) -> None:
     """Raise UserError unless a sampler can search these parameters.

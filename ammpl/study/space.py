@@ -20,7 +20,7 @@ from ammpl.study.named import Section, read_named
 from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
 from ammpl.study.pruners import PRUNERS, MedianPruner, Pruner
-from ammpl.study.samplers import SAMPLERS, Sampler, TpeSampler, check_sampler
+from ammpl.study.samplers import SAMPLERS, TWO_OBJECTIVES, Sampler, TpeSampler, check_sampler
 from ammpl.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
@@ -82,6 +82,7 @@ class SearchSpace(Section):
             the mean over them, and with several the pruner is asked after each.
         fixed: values of a trial's fields by dotted name, over the method's settings.
         parameters: what is searched, by dotted name, in the order of the file.
+        second_objective: to trade off against ``objective``: the result is then the Pareto front of both.
         confirm: None ends the study with the search.
     """
 
@@ -95,6 +96,7 @@ class SearchSpace(Section):
     fixed: dict[str, Scalar] = Field(default_factory=dict)
     parameters: dict[str, Parameter]
     objective: Objective = Objective()
+    second_objective: Objective | None = None
     sampler: Sampler = TpeSampler()
     pruner: Pruner = MedianPruner()
     budget: Budget = Budget(trials=DEFAULT_TRIALS)
@@ -116,6 +118,11 @@ class SearchSpace(Section):
     def _check_budget(cls, budget: Budget) -> Budget:
         limited = budget.trials is not None or budget.time is not None
         return budget if limited else Budget(trials=DEFAULT_TRIALS)
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Of the objectives."""
+        return [o.direction for o in (self.objective, self.second_objective) if o is not None]
 
     @cached_property
     def base(self) -> TrialConfig:
@@ -225,11 +232,28 @@ class SearchSpace(Section):
             earlier[name] = parameter
         check_parameters_matter(self.parameters, base, where)
         check_sampler(self.sampler, self.parameters, where)
+        if self.second_objective is not None:
+            self._check_two_objectives(where)
         for params in self._corners(base):
             at = ", ".join(f"{name} = {value!r}" for name, value in params.items())
             resolve(self.method, {**self.fixed, **params}, f"{where}: parameters, at {at}")
         for method in self.confirm.baselines if self.confirm else ():
             self.baseline(method, self.repeats[0])
+
+    def _check_two_objectives(self, where: str) -> None:
+        assert self.second_objective is not None
+        if self.second_objective.metric == self.objective.metric:
+            rule = "must be another metric than the objective's"
+            raise UserError(f"{where}: second_objective", rule, got=self.objective.metric)
+        if self.sampler.name not in TWO_OBJECTIVES:
+            rule = f"'{self.sampler.name}' knows one objective, and there are two"
+            raise UserError(f"{where}: sampler.name", rule, fix=f"one of {', '.join(TWO_OBJECTIVES)}")
+        if self.pruner.name != "none":
+            rule = "with two objectives nothing can be pruned (Optuna has no pruner for them)"
+            raise UserError(f"{where}: pruner.name", rule, got=self.pruner.name, fix="write 'pruner: {name: none}'")
+        if self.confirm is not None:
+            rule = "with two objectives there is a front, and no best configuration to confirm"
+            raise UserError(f"{where}: confirm", rule, fix="write 'confirm: null', and list several 'repeats'")
 
     def _check_condition(
         self, where: str, other: str, allowed: tuple[Scalar, ...], earlier: Mapping[str, Parameter]
@@ -332,7 +356,7 @@ def parse_space(raw: Any, where: str) -> SearchSpace:
     try:
         space = SearchSpace.model_validate(data)
     except ValidationError as error:
-        known = option_names(objective=Objective, budget=Budget, confirm=Confirm)
+        known = option_names(objective=Objective, second_objective=Objective, budget=Budget, confirm=Confirm)
         raise from_validation_error(error, where, known) from None
     space.check(where, f"{where}: fixed")
     return space

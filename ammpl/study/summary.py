@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ammpl.config import Scalar
+from ammpl.study.labels import params_text
 from ammpl.study.plan import Plan
 from ammpl.study.trial import Outcome, State, Trial
 
@@ -165,12 +166,16 @@ class Summary(StudySummary):
         winner: the candidate with the best mean on fresh repeats, None if there is none.
         rows: the winner and the baselines.
         finalists: all confirmed configurations of the search, the winner among them.
+        front: with two objectives, the configurations that none beats in both, by the first; else empty.
+        objectives: both of them, else empty.
     """
 
     best: Mapping[str, Any] | None
     winner: str | None
     rows: tuple[Row, ...]
     finalists: tuple[Row, ...]
+    front: tuple[Row, ...] = ()
+    objectives: tuple[str, ...] = ()
 
     @property
     def has_result(self) -> bool:
@@ -182,7 +187,7 @@ class Summary(StudySummary):
         """The best trial where no winner is in the table."""
         if self.best is None:
             return "no trial of the search completed"
-        if self.winner is not None:
+        if self.winner is not None or self.front:
             return None
         params = ", ".join(f"{name}={value!r}" for name, value in self.best["params"].items())
         value = f"{self.objective} {self.best['value']:.4f}"
@@ -205,13 +210,23 @@ class Summary(StudySummary):
                 flat[f"{name}/{metric}/n"] = float(cell.n)
                 if cell.sd is not None:
                     flat[f"{name}/{metric}/sd"] = cell.sd
+        for row in self.front:
+            flat.update({f"front/{row.candidate}/{metric}/mean": cell.mean for metric, cell in row.cells.items()})
         return flat
 
     def _markdown_tables(self) -> str:
+        if self.front:
+            return markdown_table(["trial", "n", *self.objectives, "parameters"], self._front_texts())
         return markdown_table(["method", "n", *self.metrics], self._texts()) if self.rows else ""
 
     def tables(self) -> list[Table]:
         """Return the table for the terminal, where it has rows: a row a method, or a column with many metrics."""
+        if self.front:
+            title = f"{self.study}: the Pareto front, mean ± sd over n repeats"
+            table = Table("trial", "n", *self.objectives, "parameters", title=title, title_justify="left")
+            for line in self._front_texts():
+                table.add_row(*line)
+            return [table]
         if not self.rows:
             return []
         lines = [["method", "n", *self.metrics], *self._texts()]
@@ -230,6 +245,11 @@ class Summary(StudySummary):
         for row in self.rows:
             n = row.cells[self.objective].n
             yield [row.label, str(n), *(self._text(row.cells.get(metric), n) for metric in self.metrics)]
+
+    def _front_texts(self) -> Iterable[list[str]]:
+        for row in self.front:
+            cells = [row.cells[metric] for metric in self.objectives]
+            yield [row.candidate, str(cells[0].n), *map(str, cells), params_text(row.params)]
 
     def _text(self, cell: Cell | None, n: int) -> str:
         if cell is None:
@@ -260,6 +280,8 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
         ended=plan.ended,
         stopped=plan.stopped,
         notes=_notes(plan),
+        front=_front(plan),
+        objectives=() if space.second_objective is None else (space.objective.metric, space.second_objective.metric),
     )
 
 
@@ -309,6 +331,29 @@ def _row(plan: Plan, candidate: str) -> Row:
 def complete(outcomes: Iterable[tuple[Trial, Outcome]]) -> list[tuple[Trial, Outcome]]:
     """Return those that completed."""
     return [(trial, outcome) for trial, outcome in outcomes if outcome.state is State.COMPLETE]
+
+
+def _front(plan: Plan) -> tuple[Row, ...]:
+    """Return the configurations with all repeats complete that no other one beats; those with equal means stay."""
+    second = plan.space.second_objective
+    if second is None:
+        return ()
+    objectives = (plan.space.objective, second)
+    rows: dict[str, Row] = {}
+    for trial, _ in plan.best(len(plan.finished)):
+        ended = complete(plan.outcomes("search", trial.candidate))
+        cells = {o.metric: Cell.of([outcome.metrics[o.metric] for _, outcome in ended]) for o in objectives}
+        rows[trial.candidate] = Row(trial.candidate, trial.config.method, True, trial.params, cells)
+    signs = [1 if o.direction == "maximize" else -1 for o in objectives]
+    points = {
+        candidate: tuple(sign * row.cells[o.metric].mean for sign, o in zip(signs, objectives, strict=True))
+        for candidate, row in rows.items()
+    }
+
+    def is_beaten(point: tuple[float, ...]) -> bool:
+        return any(p != point and all(x >= y for x, y in zip(p, point, strict=True)) for p in points.values())
+
+    return tuple(row for candidate, row in rows.items() if not is_beaten(points[candidate]))
 
 
 def _best(plan: Plan) -> dict[str, Any] | None:

@@ -218,7 +218,7 @@ def _stock(trials: int) -> Cost:
 def _plain_optuna(trials: int) -> Cost:
     """Run the same search in plain Optuna, two threads, no scheduler, nothing kept."""
     watch, space = Watch(), _space(trials)
-    study = OptunaSearch("plain", "maximize", space.sampler, space.pruner, seed=0).study
+    study = OptunaSearch("plain", ["maximize"], space.sampler, space.pruner, seed=0).study
 
     def objective(trial: optuna.Trial) -> float:
         temperature = float(space.suggest(trial)["model.mask.temperature"])  # type: ignore[arg-type]

@@ -33,7 +33,9 @@ def test_a_saved_space(path: Path) -> None:
         assert {config.data.name, *target_names(config.data)} <= {*EMBEDDED, *DESCRIPTIONS}
         if config.data.name in EMBEDDED:
             preflight(config)
-    if isinstance(space, AblationSpace):
+    if not isinstance(space, AblationSpace):
+        assert space.search_size is not None
+    else:
         cells = list(space.cells())
         assert len({(cell.variant, cell.setting, cell.repeat) for cell in cells}) == len(cells)
         trials = int(next(line for line in head if " trials" in line).split()[1])
