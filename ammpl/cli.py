@@ -163,9 +163,9 @@ def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
 
 
 def _rerun(arguments: argparse.Namespace) -> int:
-    from ammpl.study.rerun import compare, finished_space
+    from ammpl.study.rerun import compare, finished_space, only
 
-    space = finished_space(arguments.study)
+    space = only(finished_space(arguments.study), arguments.only)
     options = _options(f"study {space.name}", arguments)
 
     from ammpl.study.study import run_study
@@ -175,8 +175,9 @@ def _rerun(arguments: argparse.Namespace) -> int:
     show(summary, console)
     if summary.interrupted or summary.errors:
         return _exit_code(summary)
-    comparison = compare(arguments.study, summary.folder)
+    comparison = compare(arguments.study, summary.folder, part=bool(arguments.only))
     console.print(comparison.table())
+    console.print(comparison.cell_table())
     console.print(comparison.verdict, markup=False, highlight=False, soft_wrap=True)
     return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
 

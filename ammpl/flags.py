@@ -92,18 +92,28 @@ def add_rerun(parser: argparse.ArgumentParser) -> None:
     parser.usage = "tune.py rerun STUDY [flags]"
     parser.description = """\
 Repeat a finished study, search or ablation, from the resolved space in its
-folder, then compare every trial's values, old and new. A search gives the same
-trials again only one at a time (--concurrency 1, then and now), because its
-sampler learns from what has ended. A study that had a time budget is repeated
-with the number of trials that had begun, and no time."""
+folder, then compare every trial's values, old and new, and every cell, the
+trials that differ by their repeat alone: identical, within noise, different. A
+search gives the same trials again only one at a time (--concurrency 1, then and
+now), because its sampler learns from what has ended. A study that had a time
+budget is repeated with the number of trials that had begun, and no time."""
     parser.epilog = """\
-example:
+examples:
   python tune.py rerun studies/default-20260101-120000 --concurrency 1
+  python tune.py rerun studies/ablation_mask-20260101-120000 --only variant=none
 
 exit codes: 0 all identical, 1 something differs, 2 something to mend (file,
 flag, disk), 130 interrupted"""
-    parser.add_argument_group("what runs").add_argument(
+    what = parser.add_argument_group("what runs")
+    what.add_argument(
         "study", type=Path, metavar="STUDY", help="a finished study's folder, e.g. studies/default-20260101-120000"
+    )
+    what.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="variant=NAME",
+        help="of an ablation, e.g. variant=none,random (default: all of it)",
     )
     _add_surroundings(parser)
     _add_help(parser.add_argument_group("other"))

@@ -71,6 +71,7 @@ class AblationSpace(Section):
         variants: by name, in the order of the table, what each sets over ``fixed``; nothing for ``{}``.
         datasets: what all variants run on, one after the other; None for ``data.name`` alone.
         shots: likewise; None for ``data.shots`` alone.
+        only: the variants that run; None for all of them. A rerun of a part of an ablation has it.
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
         budget: ends it before all its trials have run; by default there is none.
         test: whether each complete trial is tested once at the end; otherwise the test split stays sealed.
@@ -90,6 +91,7 @@ class AblationSpace(Section):
     variants: dict[str, dict[str, Scalar]]
     datasets: tuple[str, ...] | None = None
     shots: tuple[int, ...] | None = None
+    only: tuple[str, ...] | None = None
     repeats: tuple[int, ...] = (1, 2, 3, 4, 5)
     objective: Objective = Objective()
     budget: Budget = Budget()
@@ -139,16 +141,16 @@ class AblationSpace(Section):
             raise ValueError("must differ: a repeat run twice is no second observation")
         return tuple(repeats)
 
-    @field_validator("family", mode="before")
+    @field_validator("only", "family", mode="before")
     @classmethod
-    def _check_family(cls, family: Any) -> Any:
-        if not isinstance(family, list | tuple):
-            return family
-        if not family:
+    def _check_named(cls, variants: Any) -> Any:
+        if not isinstance(variants, list | tuple):
+            return variants
+        if not variants:
             raise ValueError("must name at least one variant; without the key all are in it")
-        if len(set(map(str, family))) < len(family):
+        if len(set(map(str, variants))) < len(variants):
             raise ValueError("each variant must be named once")
-        return tuple(family)
+        return tuple(variants)
 
     @property
     def base(self) -> TrialConfig:
@@ -164,7 +166,8 @@ class AblationSpace(Section):
 
     def cells(self) -> Iterator[Cell]:
         """Yield every trial in order: repeats outside, so that what is interrupted has whole pairs."""
-        for repeat, setting, variant in itertools.product(self.repeats, self.settings, self.variants):
+        variants = [variant for variant in self.variants if self.only is None or variant in self.only]
+        for repeat, setting, variant in itertools.product(self.repeats, self.settings, variants):
             yield Cell(variant, setting, repeat)
 
     def cell_name(self, variant: str, setting: Setting) -> str:
@@ -250,6 +253,10 @@ class AblationSpace(Section):
                 got=self.reference,
                 fix=did_you_mean(self.reference, self.variants),
             )
+        for name in self.only or ():
+            if name not in self.variants:
+                rule = "must name variants"
+                raise UserError(f"{where}: only", rule, got=name, fix=did_you_mean(name, self.variants))
         others = [variant for variant in self.variants if variant != self.reference]
         for name in self.family or ():
             if name not in others:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from ammpl.errors import UserError
+from ammpl.errors import UserError, did_you_mean
+from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.budget import Budget
 from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.statistics import estimate
+
+Agreement = Literal["identical", "within noise", "different"]
 
 Cell = tuple[str, int | None]  # a metric and its step, or a fact such as the trial's state and no step
 
@@ -37,10 +42,32 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Reproduced:
+    """A cell of both studies: the trials that differ by their repeat alone.
+
+    Attributes:
+        name: of the trials, without the repeat.
+        n: how many trials.
+        old: mean of the final values; None where a trial has none.
+        new: likewise.
+        agreement: identical to the last bit in all that is compared; within noise where every trial ended as then and
+            the new mean lies in the old one's 95 % t-interval over the repeats; different otherwise, and always where
+            a single trial leaves no interval.
+    """
+
+    name: str
+    n: int
+    old: float | None
+    new: float | None
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Two studies, trial by trial."""
+    """Two studies, trial by trial and cell by cell."""
 
     rows: tuple[Difference, ...]
+    cells: tuple[Reproduced, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -53,7 +80,22 @@ class Comparison:
         cells, different = sum(row.cells for row in self.rows), [row.key for row in self.rows if row.texts]
         if not different:
             return f"identical: all {len(self.rows)} trials, {cells} values"
-        return f"different: {len(different)} of {len(self.rows)} trials, the first is {different[0]}"
+        kinds = [cell.agreement for cell in self.cells]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        first = f"different: {len(different)} of {len(self.rows)} trials, the first is {different[0]}"
+        return first + (f"; cells: {counts}" if counts else "")
+
+    def cell_table(self) -> Table:
+        """Return the cells for the terminal."""
+        table = Table(title="cells: mean of the final values", title_justify="left")
+        table.add_column("cell", overflow="fold")
+        for name in ("trials", "old", "new"):
+            table.add_column(name, justify="right")
+        table.add_column("reproduced")
+        for cell in self.cells:
+            means = ["–" if value is None else f"{value:.4f}" for value in (cell.old, cell.new)]
+            table.add_row(cell.name, str(cell.n), *means, cell.agreement)
+        return table
 
     def table(self) -> Table:
         """Return the trials for the terminal."""
@@ -100,8 +142,35 @@ def finished_space(folder: Path) -> StudySpace:
     return space.model_copy(update={"budget": Budget(trials=len(begun))})
 
 
-def compare(old: Path, new: Path) -> Comparison:
+def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:
+    """Return an ablation of some variants only, as ``variant=NAME`` or ``variant=NAME,NAME`` says.
+
+    Raises:
+        UserError: another kind of study, or no such variant.
+    """
+    if not texts:
+        return space
+    if not isinstance(space, AblationSpace):
+        raise UserError(
+            "--only", "chooses variants, which a search has not", fix="rerun-trial runs one trial of it again"
+        )
+    names: list[str] = []
+    for text in texts:
+        kind, _, listed = text.partition("=")
+        if kind.strip() != "variant" or not listed.strip():
+            raise UserError("--only", "must be variant=NAME", got=text, fix=f"--only variant={space.reference}")
+        names += [name.strip() for name in listed.split(",")]
+    for name in names:
+        if name not in space.variants:
+            raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))
+    return space.model_copy(update={"only": tuple(dict.fromkeys(names))})
+
+
+def compare(old: Path, new: Path, *, part: bool = False) -> Comparison:
     """Compare two study folders by the keys of their trials, in the order of the old one's ends.
+
+    Args:
+        part: whether the new study ran a part of the old one: only that is compared.
 
     What is compared: state, configuration, the final value, and each validation or test metric at each step. Time,
     and training's own figures, are not results. NaN equals NaN.
@@ -111,13 +180,42 @@ def compare(old: Path, new: Path) -> Comparison:
     """
     old_cells, new_cells = _read(old), _read(new)
     rows = []
-    for key in dict.fromkeys([*old_cells, *new_cells]):
+    for key in dict.fromkeys(key for key in [*old_cells, *new_cells] if key in new_cells or not part):
         if key not in new_cells or key not in old_cells:
             missing = "only in the old study" if key in old_cells else "only in the new study"
             rows.append(Difference(key, len(old_cells.get(key) or new_cells[key]), (missing,)))
         else:
             rows.append(_difference(key, old_cells[key], new_cells[key]))
-    return Comparison(tuple(rows))
+    return Comparison(tuple(rows), tuple(_reproduced(rows, old_cells, new_cells)))
+
+
+def _reproduced(
+    rows: Sequence[Difference], old: Mapping[str, Mapping[Cell, Any]], new: Mapping[str, Mapping[Cell, Any]]
+) -> list[Reproduced]:
+    cells: dict[str, list[Difference]] = {}
+    for row in rows:
+        cells.setdefault(re.sub(r"-r[0-9]+$", "", row.key), []).append(row)
+    found = []
+    for name, trials in cells.items():
+        before, after = ([_fact(study, trial.key, "value") for trial in trials] for study in (old, new))
+        as_then = all(_fact(old, trial.key, "state") == _fact(new, trial.key, "state") for trial in trials)
+        agreement: Agreement = "different"
+        if not any(trial.texts for trial in trials):
+            agreement = "identical"
+        elif as_then and _are_finite(*before, *after) and len(before) > 1:
+            then, now = estimate(before), estimate(after)
+            if then.low is not None and then.high is not None and then.low <= now.mean <= then.high:
+                agreement = "within noise"
+        found.append(Reproduced(name, len(trials), _mean(before), _mean(after), agreement))
+    return found
+
+
+def _fact(study: Mapping[str, Mapping[Cell, Any]], key: str, name: str) -> Any:
+    return study.get(key, {}).get((name, None))
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return estimate(values).mean if _are_finite(*values) else None
 
 
 def _difference(key: str, old: Mapping[Cell, Any], new: Mapping[Cell, Any]) -> Difference:

@@ -16,12 +16,13 @@ from ammpl.study.budget import Budget
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
-from ammpl.study.rerun import Comparison, compare, finished_space
-from ammpl.study.space_file import StudySpace
+from ammpl.study.rerun import Comparison, compare, finished_space, only
+from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.study import Options
 from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
+from tests.report.studies import ablation, make
 from tests.study.fakes import Clock, execute, run_inline, small_space
 
 Evaluations = Iterator[tuple[int, dict[str, float]]]
@@ -86,8 +87,75 @@ def test_a_value_that_differs_is_named_with_its_step_and_by_how_much(tmp_path: P
     assert [row.key for row in found.rows if row.texts] == ["confirm-coop-r2"]
     [row] = [row for row in found.rows if row.texts]
     assert row.texts == ("value: +0.01", "validation/accuracy: +0.01 at step 80, 2 steps differ")
-    assert found.verdict == f"different: 1 of {len(found.rows)} trials, the first is confirm-coop-r2"
+    others = len(found.cells) - 1
+    first = f"different: 1 of {len(found.rows)} trials, the first is confirm-coop-r2"
+    # The mean moved by .005 over two repeats, whose interval is wider.
+    assert found.verdict == f"{first}; cells: {others} identical, 1 within noise"
     assert "validation/accuracy: +0.01 at step 80" in _shown(found)
+
+
+@pytest.mark.parametrize(
+    ("shift", "agreement"), [(0.0, "identical"), (1e-9, "within noise"), (0.5, "different"), (math.inf, "different")]
+)
+def test_cells_are_identical_within_noise_or_different(tmp_path: Path, shift: float, agreement: str) -> None:
+    def run(folder: Path, name: str) -> Path:
+        def shifted(trial: Trial, where: Path) -> Evaluations:
+            if name == "b" and trial.candidate == "none" and shift == math.inf:
+                raise RuntimeError("no luck")
+            for step, metrics in execute(trial, where):
+                if name == "b" and trial.candidate == "none":
+                    metrics["validation/accuracy"] += shift
+                yield step, metrics
+
+        return make(folder / name, ablation(repeats=[1, 2, 3]), shifted)
+
+    cells = {cell.name: cell for cell in compare(run(tmp_path, "a"), run(tmp_path, "b")).cells}
+    assert {name: cell.agreement for name, cell in cells.items()} == {
+        "ablation-none": agreement,
+        "ablation-random": "identical",
+        "ablation-learned": "identical",
+    }
+    none = cells["ablation-none"]
+    assert none.n == 3
+    if shift == math.inf:
+        assert none.old is not None and none.new is None
+    else:
+        assert (none.new or 0) - (none.old or 0) == pytest.approx(shift)
+
+
+def test_a_single_trial_is_never_within_noise(tmp_path: Path) -> None:
+    def change(metrics: dict[str, float], step: int) -> None:
+        metrics["validation/accuracy"] += 1e-9
+
+    found = compare(_study(tmp_path / "a"), _study(tmp_path / "b", _changed("search-0001", change), confirm=None))
+    cells = {cell.name: cell.agreement for cell in found.cells}
+    assert (cells["search-0000"], cells["search-0001"]) == ("identical", "different")
+
+
+def test_a_part_of_an_ablation_again(tmp_path: Path) -> None:
+    whole = make(tmp_path / "a", ablation(repeats=[1, 2]))
+    space = only(finished_space(whole), ["variant=random,none"])
+    found = compare(whole, make(tmp_path / "b", space), part=True)
+    assert found.identical
+    assert [cell.name for cell in found.cells] == ["ablation-none", "ablation-random"]
+    assert read_space(tmp_path / "b" / "study.yaml") == space
+    assert [row.texts for row in compare(whole, tmp_path / "b").rows].count(("only in the old study",)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variant=nune", "--only: no such variant, got 'nune'. Fix: did you mean 'none'?"),
+        ("variant=", "--only: must be variant=NAME, got 'variant='. Fix: --only variant=learned"),
+        ("repeat=1", "--only: must be variant=NAME, got 'repeat=1'"),
+    ],
+)
+def test_a_part_that_there_is_not(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        only(ablation(), [text])
+    assert message in str(error.value)
+    with pytest.raises(UserError, match="chooses variants, which a search has not"):
+        only(small_space(), ["variant=none"])
 
 
 def test_the_smallest_difference_counts(tmp_path: Path) -> None:
