@@ -192,17 +192,25 @@ def _rerun_trial(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from ammpl.study.event_log import FILE, read_history
     from ammpl.study.replay import check_study
 
-    check_study(arguments.study)
-    options = _options(f"resuming {arguments.study}", arguments)
+    study = arguments.study
+    check_study(study)
+    has_ended = read_history(study / FILE).has_ended
+    options = _options(None if has_ended else f"resuming {study}", arguments)
 
     from ammpl.study.study import resume_study
 
-    summary = resume_study(arguments.study, options)
+    summary = resume_study(study, options)
     if summary is None:
-        print(f"{arguments.study}: the study has ended, there is nothing to resume")
+        print(f"{study}: the study has ended, there is nothing to resume")
         return EXIT_SUCCESS
+    if has_ended:
+        for problem in summary.problems:
+            print(f"warning: {problem}")
+        print(f"{study}: the study has ended" + ("" if summary.problems else ", and what was missing is delivered"))
+        return EXIT_NO_RESULT if summary.problems else EXIT_SUCCESS
     show(summary, Console())
     return _exit_code(summary)
 
@@ -240,10 +248,10 @@ def _check_machine(arguments: argparse.Namespace) -> None:
             raise UserError(flag, f"must be at least {least}", got=value)
 
 
-def _options(what: str, arguments: argparse.Namespace) -> Options:
+def _options(what: str | None, arguments: argparse.Namespace) -> Options:
     """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
     _check_machine(arguments)
-    if not arguments.quiet:
+    if what and not arguments.quiet:
         print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
 
     from ammpl.study.study import Options

@@ -153,13 +153,14 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 Go on with a study that was interrupted, or whose process or machine died.
 Trials that ended are not run again, those that had begun are, under the same
 names; sampler and pruner go on as if nothing had happened, and MLflow in the
-same runs. Give the same --data-root, --store and --ray-address as then."""
+same runs. Give the same --data-root, --store and --ray-address as then. Of a
+study that has ended, MLflow is told what it lacks, if it was away by then."""
     parser.epilog = """\
 example:
   python tune.py resume studies/default-20260101-120000
 
-exit codes: 0 done, or had ended before, 1 no result, 2 something to mend (file,
-flag, disk), 130 interrupted"""
+exit codes: 0 done, or had ended before, 1 no result, or MLflow is still away,
+2 something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
         "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )

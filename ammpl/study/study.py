@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,19 +28,17 @@ from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
 from ammpl.study.event_log import FILE, end_log, read_history
 from ammpl.study.folder import ELSEWHERE, check_output, create_folder, is_asked_to_stop, locked, write_text
-from ammpl.study.mlflow_process import MLflowProcess
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.preparation import DataNotes, prepare_data
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
-from ammpl.study.reachable import store_problem
 from ammpl.study.records import Records
 from ammpl.study.replay import check_study, check_unchanged, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
-from ammpl.study.tracking import MLflowTracker, remembered_uri, unusable
-from ammpl.study.trial import INTERRUPTED, Execute, Observer, State
+from ammpl.study.trial import INTERRUPTED, Execute, Observer
+from ammpl.study.views import Views, started, undelivered
 from ammpl.study.worker import execute as train_or_test
 from ammpl.study.worker import prepare as load
 from ammpl.yaml_file import dump_yaml
@@ -90,11 +88,11 @@ def run_study(
     """
     check_output(options.output)
     task = _task(space, options, execute)
-    with _mlflow(options, None) as process, ray_cluster.connected(options.ray_address):
+    with started(options.tracking, options.tracking_uri, None) as views, ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         with locked(folder):
-            session = _Session(space, folder, options, observers, task.notes, process)
+            session = _Session(space, folder, options, observers, task.notes, views)
             return session.run(task, resources)
 
 
@@ -107,7 +105,8 @@ def resume_study(
 ) -> StudySummary | None:
     """Go on with a study that was interrupted or whose driver died; return its summary, None if it had ended already.
 
-    Trials that ended are not run again; those that had begun are, under the same keys.
+    Trials that ended are not run again; those that had begun are, under the same keys. Of a study that had ended while
+    a store was away, the store is told what it lacks.
 
     Args:
         folder: the study's; ``options.output`` is not used.
@@ -119,15 +118,23 @@ def resume_study(
     """
     check_study(folder)
     with locked(folder):
-        if (history := read_history(folder / FILE)).has_ended:
+        history = read_history(folder / FILE)
+        if history.has_ended and not undelivered(folder):
             return None
         space = check_unchanged(folder, history)
+        if history.has_ended:
+            session = _Session(space, folder, options, observers, DataNotes(), resumes=True)
+            session.replay()
+            with started(options.tracking, options.tracking_uri, folder) as session.views:
+                return session.deliver()
         task = _task(space, options, execute)
-        session = _Session(space, folder, options, observers, task.notes, None, resumes=True)
+        session = _Session(space, folder, options, observers, task.notes, resumes=True)
         session.replay()
-        with _mlflow(options, folder) as process, ray_cluster.connected(options.ray_address):
+        with (
+            started(options.tracking, options.tracking_uri, folder) as session.views,
+            ray_cluster.connected(options.ray_address),
+        ):
             resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
-            session.process = process
             return session.run(task, resources)
 
 
@@ -158,18 +165,17 @@ class _Session:
         options: Options,
         observers: Sequence[Observer],
         notes: DataNotes,
-        process: MLflowProcess | None,
+        views: Views | None = None,
         *,
         resumes: bool = False,
     ):
-        self.process = process
+        self.views = views or Views(None)
         self._space = space
         self._notes = notes
         self._folder = folder
         self._options = options
         self._extra = observers
         self._resumes = resumes
-        self._tracker: MLflowTracker | None = None
         self._started = self._stopped = False
 
     def run(self, task: _Task, resources: Resources) -> StudySummary:
@@ -235,9 +241,7 @@ class _Session:
             self._records.begin()
         except OSError as error:
             raise _unwritable(folder, error) from None
-        if self.process is not None:
-            commit = environment["code"].get("commit")
-            self._tracker = _tracker(space, folder, self.process, commit, history.states, lambda: self._observers.now)
+        stores = self.views.open(space, folder, history.states, lambda: self._observers.now)
         view = Console(
             {phase: total for phase, total in self._plan.totals.items() if total != 0},
             space.objective.metric,
@@ -251,7 +255,7 @@ class _Session:
             running = len(self._plan.running)
             view.notice(f"resumed: {trials_text(len(self._plan.finished))} had ended, {running} go on")
         view.silent = True
-        self._observers.join(view, *([self._tracker] if self._tracker else []), *self._extra)
+        self._observers.join(view, *stores, *self._extra)
         view.silent = False
         self._view = view
         self._started = True
@@ -285,22 +289,31 @@ class _Session:
         stopped = stopped or summary.stopped
         summary = replace(summary, stopped=stopped, on_request=self._stopped and not completed)
         errors += self._write_results(self._plan, summary)
-        if self._tracker:
-            failed = summary.stopped is not None or bool(errors)
-            note = "\n\n".join(filter(None, (summary.markdown(), *errors)))
-            self._tracker.summary(summary.flat_metrics(), note, interrupted=not completed, failed=failed)
+        self.views.end(summary, errors)
         try:
             self._observers.close()
             if completed and not errors:
                 end_log(self._folder / FILE)
         except OSError as error:
             errors.append(str(_unwritable(self._folder, error)))
-        return replace(
-            summary,
-            ui_command=self._tracker.ui_command if self._tracker else None,
-            problems=(*self._observers.problems, *(self._tracker.warnings if self._tracker else ())),
-            errors=tuple(errors),
+        return self._shown(replace(summary, errors=tuple(errors)))
+
+    def deliver(self) -> StudySummary:
+        """Tell the stores what they lack of a study that has ended; return its summary."""
+        plan, log = self._plan, self._records.log
+        plan.next()  # asked for more, it comes to its end
+        self._observers.join(
+            *self.views.open(self._space, self._folder, log.history.states, lambda: self._observers.now), *self._extra
         )
+        summary = summarize_study(plan, self._folder, interrupted=False, seconds=log.clock())
+        self.views.end(summary, [])
+        self._observers.close()
+        return self._shown(summary)
+
+    def _shown(self, summary: StudySummary) -> StudySummary:
+        """Return a summary with what is to be said of the views, which are closed."""
+        problems = (*self._observers.problems, *self.views.note_undelivered(self._folder))
+        return replace(summary, ui_command=self.views.ui_command, problems=problems)
 
     def is_unwritable(self, error: BaseException) -> bool:
         """Whether an exception that ended the run is that the records could not be written."""
@@ -340,55 +353,3 @@ def configurations(space: StudySpace) -> list[TrialConfig]:
         return [space.config(variant, space.repeats[0], setting) for setting in settings for variant in space.variants]
     baselines = space.confirm.baselines if space.confirm else ()
     return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]
-
-
-@contextlib.contextmanager
-def _mlflow(options: Options, folder: Path | None) -> Iterator[MLflowProcess | None]:
-    """Start MLflow's process first of all: it imports for seconds, while Ray and the workers start.
-
-    Args:
-        folder: of a study that goes on, in the store that it began in unless the options name another.
-
-    Raises:
-        UserError: no server answers at the store's address.
-    """
-    if not options.tracking:
-        yield None
-        return
-    process = MLflowProcess(options.tracking_uri or (remembered_uri(folder) if folder else None))
-    try:
-        if problem := store_problem(process.uri):
-            raise unusable(process, problem)
-        yield process
-    finally:
-        process.end()
-
-
-def _tracker(
-    space: StudySpace,
-    folder: Path,
-    process: MLflowProcess,
-    commit: str | None,
-    ended: Mapping[str, State],
-    now: Callable[[], float],
-) -> MLflowTracker:
-    tags = {"method": space.method, "kind": space.kind}
-    if isinstance(space, AblationSpace):
-        tags["reference"] = space.reference
-    else:
-        tags |= {"sampler": space.sampler.name, "pruner": space.pruner.name}
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    tracker = MLflowTracker(
-        tracking_uri=None,  # the process's
-        study_name=space.name,
-        folder=folder,
-        description=space.description,
-        tags=tags,
-        params=space.base.flat(),
-        process=process,
-        ended=ended,
-        now=now,
-    )
-    tracker.check()
-    return tracker

@@ -3,7 +3,8 @@
 A parent run is the study, a child run is a trial, whatever its phase. The driver only puts small dicts on a queue;
 all of MLflow, its import included, lives in a process of its own (:mod:`ammpl.study.mlflow_writer`), because a
 thread would share the driver's interpreter with the scheduling of trials. The study folder is the truth: what MLflow
-could not keep is said at the end and is never a reason to stop.
+could not keep is said at the end, is never a reason to stop, and can be told again, once the store is back, from the
+event log.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import re
 import sys
 import time
@@ -75,12 +77,14 @@ class MLflowTracker:
         self._folder = folder
         self._told: set[str] = set()  # keys of trials that began
         self._closed = False
+        self._required = not has_study(self._uri, folder)
         self._now = now
         self.warnings: tuple[str, ...] = ()
         self._put(
             {
                 "op": "study",
                 "shown_uri": without_password(self._uri),
+                "required": self._required,
                 "experiment": f"ammpl-{study_name}",
                 "name": folder.name,
                 "folder": str(folder.absolute()),
@@ -98,7 +102,7 @@ class MLflowTracker:
         )
 
     def check(self, seconds: float | None = None) -> None:
-        """Wait until the store has taken the parent run.
+        """Wait until the store has taken the parent run; not where it has one, from an earlier session.
 
         Args:
             seconds: how long the store may take, not counting the import of MLflow; None is 30 for what lies behind a
@@ -107,6 +111,8 @@ class MLflowTracker:
         Raises:
             UserError: the store does not answer, refuses, or is not one that MLflow knows.
         """
+        if not self._required:  # it is no mistake, so it may be away for a while
+            return
         seconds = seconds or (120.0 if self._uri.startswith("sqlite:") else 30.0)
         deadline = None
         while not self._process.answered.wait(0.05):
@@ -115,7 +121,7 @@ class MLflowTracker:
             if deadline is not None and time.monotonic() > deadline:
                 break
         if not self.parent:
-            reason = self._failure() if self._process.answered.is_set() else f"no answer within {seconds:g} s"
+            reason = self._process.failure() if self._process.answered.is_set() else f"no answer within {seconds:g} s"
             self._closed = True
             self._process.end()
             raise unusable(self._process, reason)
@@ -227,27 +233,14 @@ class MLflowTracker:
             return
         self._put({"op": "close"})
         self._closed = True
-        self._process.close_pipe()
-        began, problems = time.monotonic(), []
-        try:
-            while not self._process.ended.wait(0.1):
-                if time.monotonic() - max(began, self._process.heard_at) > patience:
-                    problems.append(f"no progress for {patience:g} s")
-                    break
-        finally:
-            self._process.end()
-        self.warnings = self._missing(problems)
+        stuck = self._process.drain(patience)
+        self.warnings = self._missing([stuck] if stuck else [])
         if errors := self._process.errors():
             (self._folder / "mlflow.log").write_text(errors, encoding="utf-8")
 
     def _put(self, event: dict[str, Any]) -> None:
         if not self._closed:
             self._process.send(event)
-
-    def _failure(self) -> str:
-        """Return why the writer has ended."""
-        refused = self._process.answers.get("refused")
-        return refused[0]["text"] if refused else f"the writer process ended with exit code {self._process.end()}"
 
     def _missing(self, problems: list[str]) -> tuple[str, ...]:
         answers = self._process.answers
@@ -258,14 +251,15 @@ class MLflowTracker:
         if done and not missing and not problems:
             return ()
         if not done:
-            problems.append(self._failure())
+            problems.append(self._process.failure())
         what = "details" if done else "the study's own figures"
         if missing:
             shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             what = f"{len(missing)} of {len(self._told)} trials ({shown})"
         return (
             f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
-            f"The study is not affected; {self._folder / 'events.jsonl'} has everything.",
+            f"The study is not affected; {self._folder / 'events.jsonl'} has everything, "
+            f"and once the store is back 'python tune.py resume {self._folder}' delivers it.",
         )
 
 
@@ -280,12 +274,32 @@ def unusable(process: MLflowProcess, reason: str) -> UserError:
 
 
 def remembered_uri(folder: Path) -> str | None:
-    """Return the address of the store that a study began in; None where it is not known in full."""
-    try:
-        uri = json.loads((folder / "mlflow.json").read_text(encoding="utf-8"))["tracking_uri"]
-    except (OSError, ValueError, LookupError, TypeError):
+    """Return the address of the store that a study began in; None where it is not known, or the environment has it.
+
+    Raises:
+        UserError: it has a password, which is not kept.
+    """
+    uri = _remembered(folder).get("tracking_uri")
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None or (given is not None and without_password(given) == uri):
         return None
-    return uri if isinstance(uri, str) and ":***@" not in uri else None
+    if ":***@" in uri:
+        fix = "give it again, with the password, here or as MLFLOW_TRACKING_URI"
+        raise UserError("--tracking-uri", "the study's store has a password, which is not kept", got=uri, fix=fix)
+    return uri
+
+
+def has_study(uri: str, folder: Path) -> bool:
+    """Return whether a study has been told to a store before: then it is the right one, if it does not answer now."""
+    return _remembered(folder).get("tracking_uri") == without_password(uri)
+
+
+def _remembered(folder: Path) -> dict[str, str]:
+    try:
+        saved = json.loads((folder / "mlflow.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in saved.items() if isinstance(value, str)} if isinstance(saved, dict) else {}
 
 
 def without_password(uri: str) -> str:

@@ -25,8 +25,8 @@ def mlflow_uri(empty_sqlite_store: Path, tmp_path_factory: pytest.TempPathFactor
     """The address of a real MLflow server, for the whole session."""
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(empty_sqlite_store, folder / "server.db")
-    with mlflow_server(folder) as uri:
-        yield uri
+    with mlflow_server(folder) as server:
+        yield server.uri
 
 
 @pytest.fixture

@@ -26,26 +26,58 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """Run ``mlflow server`` on a SQLite store in ``folder``; yield its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
+class Server:
+    """A ``mlflow server`` on a SQLite store, that can die, freeze and come back at the same address.
+
+    Args:
+        folder: of its files.
+        store: its database; None takes ``server.db`` in the folder.
+    """
+
+    def __init__(self, folder: Path, store: str | None = None):
+        self._port = free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._store = store or f"sqlite:///{folder}/server.db"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store, "--workers", "1"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts"), "--port", str(self._port)]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         deadline = time.monotonic() + 120
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                break
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            alive = self._process.poll() is None and time.monotonic() < deadline
+            assert alive, (self._folder / "server.log").read_text()
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+
+    def kill(self) -> None:
+        """End it, whatever it is at; connections are refused from then on."""
+        assert self._process is not None
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal it and its own workers: SIGSTOP leaves it there without an answer, until SIGCONT."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)  # its session
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, store: str | None = None) -> Iterator[Server]:
+    """Run a server for the length of the block."""
+    server = Server(folder, store)
+    server.start()
+    try:
+        yield server
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its session: the server and its own workers
-        server.wait()
+        with contextlib.suppress(ProcessLookupError):  # died before
+            server.kill()
 
 
 def parent(uri: str, study: Path) -> Any:

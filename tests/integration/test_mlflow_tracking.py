@@ -208,7 +208,7 @@ def test_a_server_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None
 
 
 DRIVER = """
-import sys
+import sys, time
 from pathlib import Path
 from tests.integration.test_mlflow_tracking import TRIALS, report, tracker
 told = tracker(sys.argv[1], Path(sys.argv[2]))
@@ -216,6 +216,8 @@ told.check()
 for key in ("search-0000", "search-0001"):
     told.trial_started(TRIALS[key])
     report(told, key, 20)
+while not told._process._queue.empty():  # what is in the pipe outlives the driver
+    time.sleep(0.01)
 print(told._process.pid, flush=True)
 sys.stdin.read()
 """

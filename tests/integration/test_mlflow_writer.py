@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from mlflow.tracking import MlflowClient
 
 from ammpl.study import mlflow_writer
+from ammpl.study.mlflow_runs import Runs
+from ammpl.study.writer_pipe import Events
 from tests.integration.mlflow_store import children, curve, files, parent, states
 
 TRIALS = 8
@@ -60,12 +61,15 @@ def finish(number: int) -> dict[str, Any]:
     return event("finish", number, status="FINISHED", step=300, metrics={"objective": 0.5}, tags=tags)
 
 
-def open_writer(uri: str, folder: Path, client: Any, replies: list[dict[str, Any]]) -> mlflow_writer.Writer:
+def open_writer(uri: str, folder: Path, client: Any, replies: list[dict[str, Any]]) -> Runs:
     folder.mkdir(exist_ok=True)
     tags = {"mlflow.user": "me", "mlflow.source.name": "tune.py", "mlflow.source.type": "LOCAL"}
     study = {"shown_uri": uri, "experiment": "ammpl-demo", "name": "s", "folder": str(folder)}
     study |= {"params": {}, "description": "d", "tags": tags, "time": 1_700_000_000_000}
-    return mlflow_writer.Writer(study, client, lambda **message: replies.append(message))
+    runs = Runs(study, client, lambda **message: replies.append(message))
+    runs.open()
+    assert replies.pop()["re"] == "ready"
+    return runs
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -159,9 +163,10 @@ def test_a_deleted_experiment_is_left_alone(sqlite_uri: str, tmp_path: Path, mon
 def test_a_store_that_cannot_be_used_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    events, replies = SimpleQueue[mlflow_writer.Event | None](), list[dict[str, Any]]()
+    events, replies = Events(), list[dict[str, Any]]()
     tags = {"mlflow.user": "me"}
-    events.put({"shown_uri": uri, "experiment": "e", "name": "s", "folder": str(tmp_path), "tags": tags, "time": 0})
+    study = {"shown_uri": uri, "experiment": "e", "name": "s", "folder": str(tmp_path), "tags": tags, "time": 0}
+    events.put({**study, "required": True})
     assert mlflow_writer.serve(events, lambda **message: replies.append(message)) == 1
     assert [reply["re"] for reply in replies] == ["imported", "refused"]
     assert [path.name for path in tmp_path.iterdir()] in ([], [".mlflow.lock"])

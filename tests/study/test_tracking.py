@@ -29,7 +29,7 @@ import sys; sys.stdin.read()
 def tracker(folder: Path, monkeypatch: pytest.MonkeyPatch, writer: str, uri: str | None = URI) -> MLflowTracker:
     """Return a tracker with such a program for a writer."""
 
-    def start(_: MLflowProcess) -> subprocess.Popen[str]:
+    def start(*_: Any) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
         return subprocess.Popen([sys.executable, "-c", writer], stdin=pipe, stdout=pipe, text=True)
 
