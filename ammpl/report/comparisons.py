@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ammpl.report.results import Row, StudyResult
+from ammpl.report.results import Row, StudyResult, TrialResult
+from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.statistics import Comparison, Values, Verdict, compare, harmonic, summarize
 from ammpl.report.tables import Column, Table
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.labels import params_text
+from ammpl.study.space import Objective
 from ammpl.study.statistics import Estimate
+from ammpl.study.trial import State
 
 BASE_AND_NEW = (("test/base_accuracy", "test/new_accuracy"), ("validation/accuracy", "validation/new_accuracy"))
 """Metrics that belong together, where both were measured."""
@@ -210,7 +213,21 @@ def answer(study: StudyResult) -> list[Sentence]:
             text = f"{first.label}{params} reaches {study.main_metric} {_estimate(found)}{at}."
             sentences.append(Sentence(text))
         sentences += [_sentence(study, c, at) for c in differences(study, study.main_metric, shots)]
+    if len(study.objectives) == 2 and not sentences:
+        return _front_sentences(study)
     return sentences or [Sentence("Nothing has been compared yet: no candidate has a result on fresh repeats.")]
+
+
+def _front_sentences(study: StudyResult) -> list[Sentence]:
+    first, second = study.objectives
+    complete = [trial for trial in study.searched if trial.state is State.COMPLETE]
+    front = sorted(pareto_front(first, second, trade_off(study, complete, first, second)), key=lambda p: p.first.mean)
+    sentences = [Sentence(f"{len(front)} of {len(complete)} configurations are on the Pareto front.")]
+    for end in dict.fromkeys([0, len(front) - 1] if front else []):
+        point = front[end]
+        text = f"{params_text(point.trial.params)}: {first.metric} {_estimate(point.first)}, "
+        sentences.append(Sentence(f"{text}{second.metric} {_estimate(point.second)}."))
+    return sentences
 
 
 def remarks(study: StudyResult) -> list[str]:
@@ -245,6 +262,37 @@ def remarks(study: StudyResult) -> list[str]:
     found += [str(note) for note in study.summary.get("notes", ())]
     found += [f"{word}: {why}" for word in ("ended", "stopped") if (why := study.summary.get(word))]
     return found
+
+
+def trade_off(study: StudyResult, trials: Sequence[TrialResult], first: Objective, second: Objective) -> list[Point]:
+    """Return two metrics of each configuration that has both."""
+    found = []
+    for trial in trials:
+        x, y = (study.over_repeats(trial.number, objective.metric) for objective in (first, second))
+        if x is not None and y is not None:
+            found.append(Point(trial, x, y))
+    return found
+
+
+def front_table(first: Objective, second: Objective, front: Sequence[Point]) -> Table:
+    """Return the configurations of a Pareto front, by the first objective."""
+    columns = [Column("configuration"), Column("n", "d")]
+    for objective in (first, second):
+        columns += [Column(objective.metric, ".4f"), Column("95 % low", ".4f"), Column("95 % high", ".4f")]
+    rows, keys = [], []
+    for point in sorted(front, key=lambda point: point.first.mean):
+        x, y = point.first, point.second
+        texts = (x.mean, x.low, x.high, y.mean, y.low, y.high, params_text(point.trial.params))
+        rows.append((str(point.trial.number), x.n, *texts))
+        keys.append(point.trial.key)
+    return Table(
+        "pareto-front",
+        f"Pareto front of {first.metric} and {second.metric}",
+        (*columns, Column("parameters")),
+        tuple(rows),
+        "Means over repeats of the search. The front was chosen by these numbers: they are optimistic.",
+        tuple(keys),
+    )
 
 
 def rank_rows(study: StudyResult, metric: str, shots: int) -> Mapping[str, Values]:

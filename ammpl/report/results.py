@@ -18,7 +18,9 @@ from ammpl.study.event_log import FILE, Event, Line, read_history
 from ammpl.study.labels import params_text
 from ammpl.study.optuna_search import Direction
 from ammpl.study.replay import check_study
+from ammpl.study.space import Objective
 from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.statistics import Estimate, estimate
 from ammpl.study.trial import Phase, State
 
 
@@ -150,6 +152,12 @@ class StudyResult:
             by_number.setdefault(trial.number or 0, []).append(trial)
         return tuple(self._configuration(trials) for _, trials in sorted(by_number.items()))
 
+    @property
+    def objectives(self) -> list[Objective]:
+        """One, or of a trade-off two."""
+        second = None if isinstance(self.space, AblationSpace) else self.space.second_objective
+        return [self.space.objective, *([second] if second else [])]
+
     def _configuration(self, trials: list[TrialResult]) -> TrialResult:
         if len(self.space.repeats) == 1:
             return trials[0]
@@ -159,8 +167,16 @@ class StudyResult:
         ended = next((state for state in states if state is not State.COMPLETE), State.COMPLETE if whole else None)
         seconds = sum(trial.seconds for trial in trials)
         value = math.fsum(values) / len(values) if values else None
-        key = f"search-{trials[0].number:04d}"
-        return replace(trials[-1], key=key, state=ended, value=value, seconds=seconds)
+        names = set.intersection(*(set(trial.metrics) for trial in trials))
+        means = {name: math.fsum(trial.metrics[name] for trial in trials) / len(trials) for name in names}
+        key, curve = f"search-{trials[0].number:04d}", ((trials[-1].step or 0, means),)
+        return replace(trials[-1], key=key, state=ended, value=value, seconds=seconds, curve=curve)
+
+    def over_repeats(self, number: int | None, metric: str) -> Estimate | None:
+        """Return the mean of a metric over a configuration's repeats in the search; None where one has no value."""
+        trials = [trial for trial in self.of_phase("search") if trial.number == number]
+        values = [trial.metrics[metric] for trial in trials if math.isfinite(trial.metrics.get(metric, math.nan))]
+        return estimate(values) if values and len(values) == len(trials) else None
 
     @property
     def metrics(self) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -15,9 +16,21 @@ from ammpl.report.results import TrialResult
 from ammpl.study.labels import short_names, value_text
 from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter
+from ammpl.study.space import Objective
+from ammpl.study.statistics import Estimate
 from ammpl.study.trial import State
 
-Pareto = Sequence[tuple[TrialResult, float, float]]
+Estimates = Callable[[int | None, str], Estimate | None]
+"""A configuration's mean of a metric, by number."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration in a trade-off of two metrics."""
+
+    trial: TrialResult
+    first: Estimate
+    second: Estimate
 
 
 def history(metric: str, trials: Sequence[TrialResult], direction: Direction) -> Figure:
@@ -110,8 +123,10 @@ def parallel(metric: str, trials: Sequence[TrialResult], parameters: Mapping[str
     return draw("parallel", "Parameters together", caption, paint, (WIDTH, 3.4))
 
 
-def slices(metric: str, trials: Sequence[TrialResult], parameters: Mapping[str, Parameter]) -> Figure:
-    """Draw the objective against each parameter alone."""
+def slices(
+    metrics: Sequence[str], trials: Sequence[TrialResult], parameters: Mapping[str, Parameter], estimate: Estimates
+) -> Figure:
+    """Draw the objective, or both, against each parameter alone; with several repeats their 95 % intervals."""
     short, columns = short_names(parameters), min(3, len(parameters))
     lines = math.ceil(len(parameters) / columns)
 
@@ -120,12 +135,17 @@ def slices(metric: str, trials: Sequence[TrialResult], parameters: Mapping[str, 
         for axes in grid.flat[len(parameters) :]:
             axes.set_axis_off()
         for axes, (name, parameter) in zip(grid.flat, parameters.items(), strict=False):
-            _slice(figure, axes, name, parameter, trials)
+            for index, metric in enumerate(metrics):
+                _slice(figure, axes, name, parameter, metric, trials, estimate, color(index))
             axes.set_xlabel(short[name])
         for axes in grid[:, 0]:
-            axes.set_ylabel(metric)
+            axes.set_ylabel(" and ".join(metrics) if len(metrics) < 2 else "accuracy")
+        if len(metrics) > 1:
+            for index, metric in enumerate(metrics):
+                grid[0, 0].plot([], [], "o", color=color(index), label=metric)
+            grid[0, 0].legend(loc="best")
 
-    caption = "A dot a complete trial; what looks like a trend may be another parameter's."
+    caption = "A dot a complete configuration; what looks like a trend may be another parameter's."
     return draw("slices", "One parameter at a time", caption, paint, (WIDTH, 0.4 + 2.1 * lines))
 
 
@@ -157,44 +177,69 @@ def curves(metric: str, trials: Sequence[TrialResult], *, several: bool = False)
     return draw("curves", "Training curves and pruning", caption, paint)
 
 
-def pareto(name: str, first: str, second: str, points: Pareto) -> Figure:
+def pareto(first: Objective, second: Objective, points: Sequence[Point]) -> Figure:
     """Draw two metrics of every complete trial; those that no other beats in both are joined."""
 
     def paint(figure: Figure) -> None:
         axes = figure.drawing.subplots()
-        front = {id(point) for point in pareto_front(points)}
-        edge = sorted((point for point in points if id(point) in front), key=lambda point: point[1])
-        axes.plot([p[1] for p in edge], [p[2] for p in edge], color=color(1), linewidth=1.2, label="Pareto front")
+        front = {point.trial.key for point in pareto_front(first, second, points)}
+        edge = sorted((p.first.mean, p.second.mean) for p in points if p.trial.key in front)
+        axes.plot([x for x, _ in edge], [y for _, y in edge], color=color(1), linewidth=1.2, label="Pareto front")
         for point in points:
-            trial, x, y = point
-            tone = color(1) if id(point) in front else color(0)
-            (dot,) = axes.plot([x], [y], "o", color=tone, markersize=5)
-            figure.mark(dot, trial.key, f"{trial.tip}\n{first} {x:.4f}\n{second} {y:.4f}")
-        axes.set_xlabel(first)
-        axes.set_ylabel(second)
+            x, y = point.first, point.second
+            tone = color(1) if point.trial.key in front else color(0)
+            if x.low is not None and x.high is not None and y.low is not None and y.high is not None:
+                axes.plot([x.low, x.high], [y.mean, y.mean], color=tone, linewidth=0.7, alpha=0.5)
+                axes.plot([x.mean, x.mean], [y.low, y.high], color=tone, linewidth=0.7, alpha=0.5)
+            (dot,) = axes.plot([x.mean], [y.mean], "o", color=tone, markersize=5)
+            tip = f"{point.trial.tip}\n{first.metric} {x.mean:.4f}\n{second.metric} {y.mean:.4f}, n = {x.n}"
+            figure.mark(dot, point.trial.key, tip)
+        axes.set_xlabel(first.metric)
+        axes.set_ylabel(second.metric)
         axes.legend(loc="best")
 
-    caption = "A dot a complete trial; no other trial is at least as good in both as one on the front."
-    return draw(name, f"{first} against {second}", caption, paint)
+    caption = (
+        "A dot a complete configuration, with 95 % t-intervals where it has several repeats; no other one is "
+        "at least as "
+        "good in both as one on the front. Near the front chance decides who is on it."
+    )
+    return draw("pareto", f"{first.metric} against {second.metric}", caption, paint)
 
 
-def pareto_front(points: Pareto) -> list[tuple[TrialResult, float, float]]:
-    """Return the points that no other one dominates: at least as high in both metrics, higher in one."""
-    return [
-        point
-        for point in points
-        if not any(o[1] >= point[1] and o[2] >= point[2] and (o[1] > point[1] or o[2] > point[2]) for o in points)
-    ]
+def pareto_front(first: Objective, second: Objective, points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other one dominates: at least as good in both means, better in one."""
+
+    def good(point: Point) -> tuple[float, float]:
+        signs = [1 if objective.direction == "maximize" else -1 for objective in (first, second)]
+        return signs[0] * point.first.mean, signs[1] * point.second.mean
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+    return [point for point in points if not any(beats(good(other), good(point)) for other in points)]
 
 
-def _slice(figure: Figure, axes: Axes, name: str, parameter: Parameter, trials: Sequence[TrialResult]) -> None:
-    there = [trial for trial in trials if name in trial.params]
+def _slice(
+    figure: Figure,
+    axes: Axes,
+    name: str,
+    parameter: Parameter,
+    metric: str,
+    trials: Sequence[TrialResult],
+    estimate: Estimates,
+    tone: str,
+) -> None:
     choices = _choices(parameter)
-    for trial in there:
+    for trial in trials:
+        found = estimate(trial.number, metric)
+        if name not in trial.params or found is None:
+            continue
         value = trial.params[name]
         x = choices.index(json.dumps(value)) if choices else float(str(value))
-        (dot,) = axes.plot([x], [trial.value or 0.0], "o", color=color(0), markersize=4.5, alpha=0.8)
-        figure.mark(dot, trial.key, trial.tip)
+        if found.low is not None and found.high is not None:
+            axes.plot([x, x], [found.low, found.high], color=tone, linewidth=0.7, alpha=0.4)
+        (dot,) = axes.plot([x], [found.mean], "o", color=tone, markersize=4.5, alpha=0.8)
+        figure.mark(dot, trial.key, f"{trial.tip}\n{metric} {found.mean:.4f}, n = {found.n}")
     if choices:
         axes.set_xticks(range(len(choices)), [value_text(json.loads(choice)) for choice in choices])
     elif getattr(parameter, "log", False):

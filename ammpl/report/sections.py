@@ -11,15 +11,18 @@ import optuna
 
 from ammpl.report import comparison_figures, search_figures
 from ammpl.report.comparisons import (
+    BASE_AND_NEW,
     answer,
     base_and_new,
     data_sets_table,
     differences,
     differences_table,
+    front_table,
     harmonic_table,
     means_table,
     rank_rows,
     remarks,
+    trade_off,
 )
 from ammpl.report.masks import distances, pictures
 from ammpl.report.page import Answer, Block, Code, Section, Text
@@ -30,6 +33,7 @@ from ammpl.report.signatures import signatures_table
 from ammpl.report.statistics import rank
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.labels import params_text
+from ammpl.study.space import Objective
 from ammpl.study.trial import State
 
 FEWEST_FOR_IMPORTANCE = 4
@@ -111,13 +115,13 @@ def _results(study: StudyResult) -> list[Block]:
 
 def _search(study: StudyResult) -> list[Block]:
     if isinstance(study.space, AblationSpace):
-        return _trade_offs(study, study.of_phase("ablation"))
+        return []
     metric, parameters = study.space.objective.metric, study.space.parameters
     searched = [t for t in study.searched if t.value is not None and math.isfinite(t.value)]
     complete = [trial for trial in searched if trial.state is State.COMPLETE]
     if not searched:
         return []
-    blocks: list[Block] = [search_figures.history(metric, searched, study.direction)]
+    blocks: list[Block] = [search_figures.history(metric, searched, study.direction), *_trade_off(study, complete)]
     weights = importances(study)
     if weights:
         blocks.append(search_figures.importance(weights, len(complete)))
@@ -126,20 +130,23 @@ def _search(study: StudyResult) -> list[Block]:
     if any(len(trial.curve) > 1 for trial in trained):
         blocks.append(search_figures.curves(metric, trained, several=several))
     if len(complete) > 1:
+        metrics = [objective.metric for objective in study.objectives]
         blocks.append(search_figures.parallel(metric, complete, parameters))
-        blocks.append(search_figures.slices(metric, complete, parameters))
-    return [*blocks, *_trade_offs(study, complete)]
+        blocks.append(search_figures.slices(metrics, complete, parameters, study.over_repeats))
+    return blocks
 
 
-def _trade_offs(study: StudyResult, trials: list[TrialResult]) -> list[Block]:
-    """Return the Pareto front of base against new accuracy, where trials have both."""
-    first, second = "validation/accuracy", "validation/new_accuracy"
-    points = [
-        (trial, trial.metrics[first], trial.metrics[second])
-        for trial in trials
-        if trial.state is State.COMPLETE and first in trial.metrics and second in trial.metrics
-    ]
-    return [search_figures.pareto("pareto", first, second, points)] if len(points) > 2 else []
+def _trade_off(study: StudyResult, complete: list[TrialResult]) -> list[Block]:
+    """Return both objectives, or base against new accuracy, with the Pareto front; nothing where there is one."""
+    objectives = study.objectives
+    if len(objectives) == 1:
+        objectives = [Objective(metric=metric, direction="maximize") for metric in BASE_AND_NEW[1]]
+    first, second = objectives
+    points = trade_off(study, complete, first, second)
+    if len(points) < 3:
+        return []
+    front = search_figures.pareto_front(first, second, points)
+    return [search_figures.pareto(first, second, points), front_table(first, second, front)]
 
 
 def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
@@ -151,8 +158,9 @@ def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
         stored = optuna.load_study(study_name=study.space.name, storage=storage)
+        first = None if len(study.objectives) == 1 else _first_value
         complete = stored.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+        if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
             return {}
         evaluators: dict[str, optuna.importance.BaseImportanceEvaluator] = {
             "fANOVA": optuna.importance.FanovaImportanceEvaluator(seed=0),
@@ -161,13 +169,17 @@ def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
         for name, evaluator in evaluators.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of PED-ANOVA being experimental
-                weights = optuna.importance.get_param_importances(stored, evaluator=evaluator)
+                weights = optuna.importance.get_param_importances(stored, evaluator=evaluator, target=first)
             if weights and all(map(math.isfinite, weights.values())):
                 found[name] = weights
     finally:
         storage.remove_session()
         storage.engine.dispose()
     return found
+
+
+def _first_value(trial: optuna.trial.FrozenTrial) -> float:
+    return float(trial.values[0])
 
 
 def _published(study: StudyResult) -> list[Block]:

@@ -22,11 +22,13 @@ from ammpl.report.published import published_tables
 from ammpl.report.record import cost_table
 from ammpl.report.report import PAGE, write_report
 from ammpl.report.results import read_study
-from ammpl.report.search_figures import pareto_front
+from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.signatures import SIGNATURES, signatures_table
 from ammpl.report.statistics import Verdict
 from ammpl.report.tables import Column, Table
 from ammpl.study.event_log import FILE
+from ammpl.study.space import Objective
+from ammpl.study.statistics import estimate
 from ammpl.study.trial import State, Trial
 from tests.report.studies import ablation, make
 from tests.study.fakes import small_space
@@ -235,9 +237,38 @@ def test_distances_between_the_classes_masks(masks: Path, tmp_path: Path) -> Non
 
 
 def test_the_pareto_front_is_what_nothing_dominates(masks: Path) -> None:
-    trial = read_study(masks).trials[0]
-    points = [(trial, x, y) for x, y in [(0.1, 0.9), (0.5, 0.5), (0.5, 0.4), (0.4, 0.5), (0.9, 0.1), (0.9, 0.1)]]
-    assert [point[1:] for point in pareto_front(points)] == [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.9, 0.1)]
+    trial, (x, y) = read_study(masks).trials[0], (Objective(metric=metric) for metric in ("a", "b"))
+    pairs = [(0.1, 0.9), (0.5, 0.5), (0.5, 0.4), (0.4, 0.5), (0.9, 0.1), (0.9, 0.1)]
+    points = [Point(trial, estimate([first]), estimate([second])) for first, second in pairs]
+    found = [(point.first.mean, point.second.mean) for point in pareto_front(x, y, points)]
+    assert found == [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.9, 0.1)]
+    down = Objective(metric="b", direction="minimize")
+    assert [point.second.mean for point in pareto_front(x, down, points)] == [0.1, 0.1]
+
+
+def test_two_objectives_over_repeats_end_in_a_front(tmp_path: Path) -> None:
+    def trades(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        depth = int(trial.params["model.padding.depth"] or 0)
+        gain = 0.01 * depth + 0.001 * trial.repeat
+        yield 60, {"validation/accuracy": 0.5 + gain, "validation/new_accuracy": 0.9 - 5 * (0.01 * depth) ** 2}
+
+    space = small_space(
+        parameters={"model.padding.depth": {"type": "int", "low": 1, "high": 4}},
+        second_objective={"metric": "validation/new_accuracy"},
+        sampler={"name": "grid"},
+        pruner={"name": "none"},
+        confirm=None,
+        repeats=[1, 2, 3],
+    )
+    folder = make(tmp_path / "trade", space, trades)
+    lines = answer(read_study(folder))
+    assert lines[0].text == "4 of 4 configurations are on the Pareto front."
+    assert lines[1].text.startswith("depth=1: validation/accuracy 0.5120 (95 % interval 0.5095 to 0.5145, n = 3)")
+    report = write_report([folder])
+    rows = list(csv.DictReader((report / "tables" / "pareto-front.csv").open()))
+    assert [row["parameters"] for row in rows] == [f"depth={depth}" for depth in (1, 2, 3, 4)]
+    assert (report / "figures" / "pareto.svg").is_file()
+    assert (report / "figures" / "importance.svg").is_file()
 
 
 def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
