@@ -24,8 +24,9 @@ fixed:
   training.steps: 3
   training.batch_size: 4
 reference: learned
+datasets: [digits, digits-distractor]
 variants:
-  none: {model.mask.kind: none}
+  maple: {method: maple, training.steps: 2}
   learned: {}
 repeats: [1, 2]
 test: true
@@ -77,26 +78,30 @@ def test_an_ablation_and_its_rerun(tmp_path: Path, sqlite_uri: str) -> None:
     assert "learned (ref.)" in first.stdout
     rows = {row["key"]: row for row in pq.read_table(tmp_path / "old" / "trials" / "trials.parquet").to_pylist()}
     assert rows.keys() == {
-        f"{phase}-{variant}-r{repeat}"
+        f"{phase}-{variant}@{dataset}-r{repeat}"
         for phase in ("ablation", "test")
-        for variant in ("none", "learned")
+        for dataset in ("digits", "digits-distractor")
+        for variant in ("maple", "learned")
         for repeat in (1, 2)
     }
     assert {row["state"] for row in rows.values()} == {"COMPLETE"}
     summary = json.loads((tmp_path / "old" / "summary.json").read_text())
     assert summary["test_openings"] == 1
-    none, learned = (row["cells"]["validation/accuracy"] for row in summary["rows"])
-    assert learned["values"] == {str(r): rows[f"ablation-learned-r{r}"]["value"] for r in (1, 2)}
-    assert none["difference"]["n"] == 2
+    cells = {row["name"]: row["cells"]["validation/accuracy"] for row in summary["rows"]}
+    assert len(cells) == 6  # on two data sets, and over them
+    maple, learned = cells["maple@digits"], cells["learned@digits"]
+    assert learned["values"] == {str(r): rows[f"ablation-learned@digits-r{r}"]["value"] for r in (1, 2)}
+    difference = maple["difference"]
+    assert difference["n"] == 2
     assert not (tmp_path / "old" / "optuna.sqlite3").exists()
 
     client = MlflowClient(sqlite_uri)
     parent = json.loads((tmp_path / "old" / "mlflow.json").read_text())
     run = client.get_run(parent["run_id"])
     assert run.data.tags["kind"] == "ablation"
-    assert run.data.metrics["none/validation/accuracy/difference/mean"] == pytest.approx(none["difference"]["mean"])
+    assert run.data.metrics["maple/digits/validation/accuracy/difference/mean"] == pytest.approx(difference["mean"])
     assert "differences to `learned` paired by repeat" in run.data.tags["mlflow.note.content"]
 
     again = _tune("rerun", "old", "--output", "new", *store, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "identical: all 8 trials," in again.stdout.splitlines()[-1]
+    assert "identical: all 16 trials," in again.stdout.splitlines()[-1]
