@@ -19,6 +19,7 @@ from ammpl.errors import UserError, did_you_mean
 from ammpl.flags import (
     DEFAULT_SPACE,
     Command,
+    add_compare,
     add_prepare,
     add_report,
     add_rerun,
@@ -240,6 +241,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from ammpl.report.compare import compare_studies
+
+    console = Console()
+    for table in compare_studies(arguments.first, arguments.second):
+        console.print(table.terminal())
+    return EXIT_SUCCESS
+
+
 def _check_machine(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag of the machine that is out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
@@ -325,6 +335,7 @@ COMMANDS: dict[str, Command] = {
     "stop": Command("let a study's running trials end, and begin no more", add_stop, _stop),
     "status": Command("how far a study is, from its folder alone", add_status, _status),
     "report": Command("make a page, tables and figures of studies", add_report, _report),
+    "compare": Command("what differs between two studies, and what came out", add_compare, _compare),
     "rerun": Command("repeat a finished study and compare the numbers", add_rerun, _rerun),
     "rerun-trial": Command("repeat one trial and compare the numbers", add_rerun_trial, _rerun_trial),
 }

@@ -205,6 +205,24 @@ study's own is 130"""
     _add_help(parser.add_argument_group("other"))
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py compare``."""
+    parser.usage = "tune.py compare A B"
+    parser.description = """\
+Say what differs between two studies: first the settings, versions and machine
+that are not the same, then the results of what both have, B minus A, paired
+where their repeats match. Nothing is run or changed."""
+    parser.epilog = """\
+example:
+  python tune.py compare studies/default-20260101-120000 studies/mine
+
+exit codes: 0 said, 2 something to mend (no study, damaged log)"""
+    what = parser.add_argument_group("what is compared")
+    what.add_argument("first", type=Path, metavar="A", help="a study's folder, e.g. studies/default-20260101-120000")
+    what.add_argument("second", type=Path, metavar="B", help="another's, e.g. studies/mine-20260102-120000")
+    _add_help(parser.add_argument_group("other"))
+
+
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Describe ``tune.py report``."""
     parser.usage = "tune.py report STUDY... [flags]"

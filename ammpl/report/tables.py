@@ -8,6 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
+
+from rich.table import Table as TerminalTable
+from rich.text import Text
 
 from ammpl.study.summary import markdown_table
 
@@ -109,6 +113,17 @@ class Table:
             f'<div class="scroll"><table><caption>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>{note}"
         )
+
+    def terminal(self) -> TerminalTable:
+        """Return the table for a terminal."""
+        table = TerminalTable(title=self.title, title_justify="left", caption=self.note, caption_justify="left")
+        for index, column in enumerate(self.columns):
+            number = self._is_numeric(index)
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(column.title, justify=justify, no_wrap=number, overflow="fold")
+        for texts in self._texts():
+            table.add_row(*map(Text, texts))  # brackets would be markup
+        return table
 
     def _texts(self) -> list[list[str]]:
         return [[c.show(value) for c, value in zip(self.columns, row, strict=True)] for row in self.rows]
