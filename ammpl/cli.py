@@ -97,12 +97,12 @@ def _space(arguments: argparse.Namespace) -> StudySpace:
         space = space.model_copy(update={"seed": arguments.seed})
     if arguments.trials is not None and arguments.trials < 1:
         raise UserError("--trials", "must be at least 1", got=arguments.trials)
-    if arguments.time_budget is not None:
+    for flag, text in (("--time-budget", arguments.time_budget), ("--trial-time", arguments.trial_time)):
         try:
-            duration_seconds(arguments.time_budget)
+            text is None or duration_seconds(text)
         except ValueError as error:
-            raise UserError("--time-budget", str(error), got=arguments.time_budget, fix="--time-budget 10m") from None
-    limits = {"trials": arguments.trials, "time": arguments.time_budget}
+            raise UserError(flag, str(error), got=text, fix=f"{flag} 10m") from None
+    limits = {"trials": arguments.trials, "time": arguments.time_budget, "trial_time": arguments.trial_time}
     budget = {name: limit for name, limit in limits.items() if limit is not None}
     space = space.model_copy(update={"budget": space.budget.model_copy(update=budget)})
     return space.with_fixed(fixed, "command line") if fixed else space

@@ -49,10 +49,9 @@ examples:
   python tune.py                                    digits, no download, no GPU
   python tune.py search_spaces/ablation_mask.yaml   variants on the same repeats
   python tune.py my.yaml --trials 50 --shots 4 --set training.steps=200
-  python tune.py my.yaml --ray-address 10.0.0.1:6379 --gpus-per-trial 0.5
 
-exit codes: 0 done, 1 no result (no trial completed, or the first five all
-failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
+exit codes: 0 done, 1 no result (no trial completed, or ten in a row failed),
+2 something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
         "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"search or ablation (default: {DEFAULT_SPACE})"
     )
@@ -60,6 +59,7 @@ failed the same way), 2 something to mend (file, flag, disk), 130 interrupted"""
     study = parser.add_argument_group("what is studied (default: what the space file says)")
     study.add_argument("--trials", type=int, metavar="N", help="trials of the search or ablation, e.g. 50")
     study.add_argument("--time-budget", metavar="TIME", help="no trial of it begins after that time, e.g. 1h30m")
+    study.add_argument("--trial-time", metavar="TIME", help="a trial that takes longer has failed, e.g. 30m")
     study.add_argument("--dataset", metavar="NAME", help="a data set, e.g. oxford_pets, or a folder of your own")
     study.add_argument("--shots", type=int, metavar="N", help="training images a class, e.g. 4")
     study.add_argument("--backbone", metavar="NAME", help="a ViT of open_clip, e.g. ViT-B-16, or tiny-glyph")

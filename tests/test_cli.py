@@ -76,6 +76,8 @@ def test_flags_reach_the_space_and_the_options(space: Path, ran: list[Any]) -> N
         7,
         "--time-budget",
         "1h",
+        "--trial-time",
+        "5m",
         "--shots",
         4,
         "--backbone",
@@ -93,6 +95,7 @@ def test_flags_reach_the_space_and_the_options(space: Path, ran: list[Any]) -> N
     assert code == 0
     (first, plain), (second, options) = ran
     assert (first.budget.trials, first.budget.seconds, second.budget.time) == (7, 3600, None)
+    assert first.budget.trial_seconds == 300
     assert (first.seed, first.base.data.shots, second.budget.trials) == (5, 4, 2)
     assert (first.base.backbone.name, first.base.backbone.pretrained) == ("ViT-B-16", "openai")
     assert (second.base.training.steps, second.base.model.text.init) == (9, "a picture of")
@@ -177,6 +180,7 @@ def test_an_interrupt_before_the_first_trial(
             "got '10 minutes'. Fix: --time-budget 10m",
         ),
         (["space.yaml", "--time-budget", "0s"], "--time-budget: must be a time above 0"),
+        (["space.yaml", "--trial-time", "half an hour"], "--trial-time: must be a time above 0"),
         (["space.yaml", "--seed", "-1"], "--seed: must be from 0 to 4294967295, got -1"),
         (["space.yaml", "--shots", "0"], "command line: data.shots: must be greater than or equal to 1, got 0"),
         (["space.yaml", "--set", "training.steps"], "--set: must be NAME=VALUE, got 'training.steps'"),
@@ -223,7 +227,8 @@ SURROUNDINGS = {
     "--concurrency", "--gpus-per-trial", "--ray-address", "--tracking-uri", "--output", "--quiet", "--help",
 }  # fmt: skip
 FLAGS = SURROUNDINGS | {
-    "--trials", "--time-budget", "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--set", "--dry-run",
+    "--trials", "--time-budget", "--trial-time",
+    "--dataset", "--shots", "--backbone", "--pretrained", "--seed", "--set", "--dry-run",
     "--version",
 }  # fmt: skip
 
@@ -286,7 +291,10 @@ def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys
     text = capsys.readouterr().out
     assert sorted(Path().rglob("*")) == before
     printed = parse_yaml(text, "printed")
-    assert printed["budget"] == {"trials": 9, "time": None}
+    assert {name: value for name, value in printed["budget"].items() if value is not None} == {
+        "trials": 9,
+        "failures": 10,
+    }
     assert printed["fixed"]["data.name"] == "digits"
     Path("printed.yaml").write_text(text)
     assert load_space(Path("printed.yaml")).resolved() == printed

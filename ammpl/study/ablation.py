@@ -30,10 +30,9 @@ class AblationPlan(BasePlan):
     def __init__(
         self, space: AblationSpace, folder: Path, observer: Observer, clock: Callable[[], float] | None = None
     ) -> None:
-        super().__init__(space.objective.metric, folder, observer, space.budget, clock)
+        super().__init__(space.objective.metric, space.objective.direction, folder, observer, space.budget, clock)
         self.space = space
         self._cells = {self._key(cell): cell for cell in space.cells()}
-        self._places = {key: place for place, key in enumerate(self._cells)}
 
     @property
     def totals(self) -> dict[Phase, int | None]:
@@ -81,9 +80,6 @@ class AblationPlan(BasePlan):
             for trial in sorted(trained, key=lambda trial: self.space.repeats.index(trial.repeat)):
                 yield self._test(trial)
             yield from self._wait("test")
-
-    def _place(self, trial: Trial) -> int | None:
-        return None if trial.phase == "test" else self._places[trial.key]
 
     def _key(self, cell: Cell) -> str:
         return f"ablation-{self.space.cell_name(cell.variant, cell.setting)}-r{cell.repeat}"

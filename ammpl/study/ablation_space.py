@@ -99,6 +99,14 @@ class AblationSpace(Section):
     smallest_effect: float | None = Field(None, gt=0)
     family: tuple[str, ...] | None = None
 
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, budget: Budget) -> Budget:
+        for name in ("target", "patience"):
+            if getattr(budget, name) is not None:
+                raise ValueError(f"'{name}' belongs to a search: an ablation compares all its variants")
+        return budget
+
     @field_validator("variants", mode="before")
     @classmethod
     def _check_variants(cls, variants: Any) -> Any:

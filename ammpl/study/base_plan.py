@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
-from ammpl.study.budget import Budget, duration_text, trials_text
+from ammpl.study.budget import Budget, Spending
+from ammpl.study.optuna_search import Direction
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
 
 TEST_METRICS = ("test/harmonic_mean", "test/target_accuracy", "test/accuracy")  # the first reported is the value
-
-FIRST_TRIALS = 5  # when all of them fail the same way, so would the others
-
-_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")  # steps, sizes, addresses: not what makes two failures different
 
 
 class _Finished(Enum):
@@ -50,6 +46,7 @@ class BasePlan(ABC):
 
     Args:
         objective: the metric of every evaluation that is a trial's value; a test has its own.
+        direction: of the objective.
         folder: the study folder; a test trial loads what its training left under it.
         observer: is told of every trial in order.
         budget: ends the first phase.
@@ -58,14 +55,20 @@ class BasePlan(ABC):
     Attributes:
         needs_finite: whether an infinite value is no result.
         finished: every ended trial with its outcome, in the order of ending.
-        ended: which budget was used up before all trials of the first phase had begun, None if none was.
+        ended: by which rule of the budget the first phase ended before all its trials had begun, None if by none.
         stopped: why the study ended itself before its time, None if it did not.
     """
 
     needs_finite = False
 
     def __init__(
-        self, objective: str, folder: Path, observer: Observer, budget: Budget, clock: Callable[[], float] | None
+        self,
+        objective: str,
+        direction: Direction,
+        folder: Path,
+        observer: Observer,
+        budget: Budget,
+        clock: Callable[[], float] | None,
     ) -> None:
         self.finished: list[tuple[Trial, Outcome]] = []
         self.ended: str | None = None
@@ -73,9 +76,8 @@ class BasePlan(ABC):
         self._objective = objective
         self._folder = folder
         self._observer = observer
-        self._budget = budget
         began = time.monotonic()
-        self._clock = clock or (lambda: time.monotonic() - began)
+        self._spending = Spending(budget, direction, clock or (lambda: time.monotonic() - began))
         self._running: dict[str, Running] = {}
         self._source = self._trials()
         self._ending: str | None = None
@@ -88,10 +90,6 @@ class BasePlan(ABC):
     @abstractmethod
     def _trials(self) -> Iterator[Trial | None]:
         """Yield the study's trials in order, None while the next one depends on those that run."""
-
-    @abstractmethod
-    def _place(self, trial: Trial) -> int | None:
-        """Return a trial's place among those whose failing says that nothing works; None for others."""
 
     @property
     def running(self) -> list[Trial]:
@@ -137,6 +135,7 @@ class BasePlan(ABC):
         state: Literal[State.FAILED, State.LOST] | None = None,
         reason: str | None = None,
         duplicate_of: str | None = None,
+        gpus: float = 0.0,
     ) -> Outcome:
         """End a trial that ran out, was stopped, failed or was lost.
 
@@ -145,6 +144,7 @@ class BasePlan(ABC):
             state: None for a trial that ended in order (COMPLETE, or PRUNED if :meth:`report` said so).
             reason: why, for FAILED and LOST.
             duplicate_of: the key of the trial whose record answered this one.
+            gpus: that it held.
         """
         running = self._running.pop(trial.key)
         ended: State = state or (State.PRUNED if running.pruned else State.COMPLETE)
@@ -160,12 +160,15 @@ class BasePlan(ABC):
             seconds=running.seconds if seconds is None else seconds,
             reason=reason,
             duplicate_of=duplicate_of,
+            gpus=gpus,
         )
+        self._spending.trial_ended(trial, outcome)
         self._learn(running, outcome)
         self.finished.append((trial, outcome))
         self._observer.trial_finished(trial, outcome)
-        if (place := self._place(trial)) is not None and place < FIRST_TRIALS:
-            self._stop_if_hopeless()
+        if self._ending is None and (why := self._spending.hopeless()) is not None:
+            self.stopped = why
+            self._end(why)
         return outcome
 
     def finish_stopped(self) -> None:
@@ -209,10 +212,7 @@ class BasePlan(ABC):
 
     def _is_used_up(self, begun: int) -> bool:
         """Return whether the budget lets no further trial of the first phase begin, and keep why."""
-        if self._budget.trials is not None and begun >= self._budget.trials:
-            self.ended = f"budget of {trials_text(self._budget.trials)} used up"
-        elif self._budget.seconds is not None and self._clock() >= self._budget.seconds:
-            self.ended = f"time budget of {duration_text(self._budget.seconds)} used up after {trials_text(begun)}"
+        self.ended = self._spending.used_up(begun)
         return self.ended is not None
 
     def _wait(self, phase: Phase) -> Iterator[Trial | None]:
@@ -240,19 +240,6 @@ class BasePlan(ABC):
             return f"the evaluation at step {step} has no {names}; it has: {', '.join(sorted(running.metrics))}"
         problem = None if running.pruned else self._unusable(value)
         return f"the objective is {problem} at step {step}" if problem else None
-
-    def _stop_if_hopeless(self) -> None:
-        """Hand out nothing more once the first trials have all failed the same way, but for numbers in the reason."""
-        first: dict[int, str] = {}
-        for trial, outcome in self.finished:
-            place = self._place(trial)
-            failed = outcome.state in (State.FAILED, State.LOST) and outcome.reason is not None
-            if place is not None and place < FIRST_TRIALS and failed:
-                first[place] = outcome.reason or ""
-        ways = {_NUMBER.sub("#", reason) for reason in first.values()}
-        if len(first) == FIRST_TRIALS and len(ways) == 1 and self._ending is None:
-            self.stopped = f"the first {FIRST_TRIALS} trials all failed the same way: {first[FIRST_TRIALS - 1]}"
-            self._end(self.stopped)
 
     def _unusable(self, value: float) -> str | None:
         """Return why a value is no result, as in "the objective is …"; None if it is one."""

@@ -22,7 +22,7 @@ from typing import Any
 import ammpl
 from ammpl.errors import UserError, shorten
 from ammpl.study.environment import changed_packages
-from ammpl.study.trial import INTERRUPTED, State
+from ammpl.study.trial import FIRST_PHASES, INTERRUPTED, State
 
 FORMAT = 1
 """Of the log. A later one may have events that this version would not understand."""
@@ -32,7 +32,6 @@ FILE = "events.jsonl"
 Event = dict[str, Any]
 
 _TOLD = ("started", "reported", "finished")  # of trials; the others are about the study: session, ended
-_FIRST_PHASES = ("search", "ablation")
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class EventLog:
         """
         if self._owed:
             event = self._owed[0].event
-            return 0.0 if event["event"] == "started" and event["phase"] in _FIRST_PHASES else math.inf
+            return 0.0 if event["event"] == "started" and event["phase"] in FIRST_PHASES else math.inf
         return self._earlier + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def begin(self) -> None:

@@ -51,7 +51,7 @@ class Plan(BasePlan):
         observer: Observer,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        super().__init__(space.objective.metric, folder, observer, space.budget, clock)
+        super().__init__(space.objective.metric, space.objective.direction, folder, observer, space.budget, clock)
         self.space = space
         self.search = OptunaSearch(study_name, space.directions, space.sampler, space.pruner, seed=space.seed)
         self.winner: str | None = None
@@ -77,9 +77,6 @@ class Plan(BasePlan):
             "confirm": (candidates + len(confirm.baselines)) * confirm.repeats,
             "test": (1 + len(confirm.baselines)) * confirm.repeats,
         }
-
-    def _place(self, trial: Trial) -> int | None:
-        return trial.number
 
     def _prunes(self, trial: Trial, step: int, value: float) -> bool:
         if trial.number is None or self._several or self.space.second_objective is not None:
@@ -126,8 +123,11 @@ class Plan(BasePlan):
                 return
             value = statistics.fmean(values)
         del self._values[trial.number]
-        if outcome.state is State.COMPLETE and value is not None:
-            self._complete.append((trial, value))
+        counted = value if outcome.state is State.COMPLETE else None
+        if counted is not None:
+            self._complete.append((trial, counted))
+        if outcome.state is not State.LOST:
+            self._spending.configuration_ended(trial.candidate, counted)
         duplicate_of = None if trial.number in self._ran else outcome.duplicate_of
         told = {"reason": outcome.reason, "duplicate_of": duplicate_of}
         seconds = self._second.pop(trial.number, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
+from ammpl.study.budget import duration_text
 from ammpl.study.ray_worker import Parcel
 from ammpl.study.trial import State, Trial
 from ammpl.study.worker import End, Ready
@@ -61,6 +63,8 @@ class Bridge:
         self._active: dict[str, Trial] = {}
         self._lost: deque[Trial] = deque()
         self._losses: dict[str, int] = {}
+        self._since: dict[str, float] = {}  # when an active trial's worker took it
+        self._overdue: set[str] = set()
 
     def suggest(self, ray_id: str) -> Any:
         """Return the configuration of a Ray trial, None for later, or Ray's word for the end."""
@@ -77,6 +81,19 @@ class Bridge:
     def lose(self, ray_id: str) -> None:
         """Take the death of a Ray trial's worker."""
         self._safely(lambda: self._lose(ray_id), None)
+
+    def is_overdue(self, ray_id: str) -> bool:
+        """Return whether a Ray trial, which has a worker now, has had it for longer than a trial may take.
+
+        It says so once; the worker is to be killed, since it may never return from a step.
+        """
+        limit = None if self.plan is None else self.plan.space.budget.trial_seconds
+        if limit is None or ray_id not in self._active or ray_id in self._overdue:
+            return False
+        if time.monotonic() - self._since.setdefault(ray_id, time.monotonic()) < limit:
+            return False
+        self._overdue.add(ray_id)
+        return True
 
     def _suggest(self, ray_id: str) -> Any:
         if self.stopping.is_set():
@@ -113,8 +130,8 @@ class Bridge:
                 raise news.error
             self._ready = True
             return
-        trial = self._active.pop(ray_id, None)
-        if trial is None or self.stopping.is_set():
+        trial = self._take(ray_id)
+        if trial is None:
             return
         if isinstance(news, End) and news.failure is not None:
             self._plan.finish(trial, news.seconds, state=State.FAILED, reason=news.failure)
@@ -128,14 +145,27 @@ class Bridge:
                 raise RuntimeError("workers die while they load backbone and data; is there enough memory?")
             self._to_prepare += not self._ready
             return
-        trial = self._active.pop(ray_id, None)
-        if trial is None or self.stopping.is_set():
+        overdue = ray_id in self._overdue
+        trial = self._take(ray_id)
+        if trial is None:
+            return
+        if overdue:
+            limit = self._plan.space.budget.trial_seconds or 0.0
+            reason = f"did not end within its time of {duration_text(limit)} (budget.trial_time)"
+            self._plan.finish(trial, limit, state=State.FAILED, reason=reason)
             return
         losses = self._count_loss(trial.key)
         if losses <= RETRIES:
             self._lost.append(trial)
         else:
             self._plan.finish(trial, state=State.LOST, reason=f"its worker process died {losses} times")
+
+    def _take(self, ray_id: str) -> Trial | None:
+        """Return the trial of a Ray trial that has ended; None if there is none, or the study is ending."""
+        self._since.pop(ray_id, None)
+        self._overdue.discard(ray_id)
+        trial = self._active.pop(ray_id, None)
+        return None if self.stopping.is_set() else trial
 
     def _count_loss(self, key: str) -> int:
         self._losses[key] = self._losses.get(key, 0) + 1

@@ -85,12 +85,19 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         """Nothing: trials are never removed before they run."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Leave the order to Ray: first come, first served. Called at each of Ray's steps."""
-        if self._bridge is not None and self._bridge.stopping.is_set() and not self._killed:
-            self._killed = True  # Ray would let each worker finish its step, which may take minutes
-            for trial in tune_controller.get_live_trials():
-                if trial.temporary_state.ray_actor is not None:
-                    ray.kill(trial.temporary_state.ray_actor)
+        """Leave the order to Ray: first come, first served. Called at each of Ray's steps, ten times a second or more.
+
+        Kills workers that cannot be waited for: all at the end on request, one whose trial takes too long.
+        """
+        assert self._bridge is not None
+        ending = self._bridge.stopping.is_set()
+        if self._killed:
+            return
+        self._killed = ending  # Ray would let each worker finish its step, which may take minutes
+        for trial in tune_controller.get_live_trials():
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and (ending or self._bridge.is_overdue(trial.trial_id)):
+                ray.kill(actor)
 
     def debug_string(self) -> str:
         return "the study's plan"

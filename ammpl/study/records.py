@@ -42,6 +42,7 @@ _TRIAL_COLUMNS: dict[str, pa.DataType] = {
     "reason": pa.string(),
     "duplicate_of": pa.string(),
     "seconds": pa.float64(),
+    "gpus": pa.float64(),
     "method": pa.string(),
     "config_sha256": pa.string(),
     "started": _TIME,
@@ -124,6 +125,7 @@ class Records:
             "reason": outcome.reason,
             "duplicate_of": outcome.duplicate_of,
             "seconds": outcome.seconds,
+            **({"gpus": outcome.gpus} if outcome.gpus else {}),
         }
         self.now = self.log.tell("finished", trial.key, **ended)
         self.log.sync()
@@ -131,6 +133,7 @@ class Records:
             {
                 **_identity(trial),
                 **ended,
+                "gpus": outcome.gpus,
                 "method": trial.config.method,
                 "config_sha256": trial.config.sha256,
                 "started": self._started.pop(trial.key, self.now),

@@ -61,7 +61,8 @@ def replay(plan: StudyPlan, log: EventLog) -> None:
             if event["event"] == "reported":
                 plan.report(trial, event["step"], {name: float(value) for name, value in event["metrics"].items()})
             else:
-                plan.finish(trial, event["seconds"], state=_TOLD.get(event["state"]), reason=event["reason"])
+                told = {"state": _TOLD.get(event["state"]), "reason": event["reason"], "gpus": event.get("gpus", 0.0)}
+                plan.finish(trial, event["seconds"], **told)
         if log.owed is line:
             raise log.differs()
     plan.finish_stopped()

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from ammpl.errors import UserError, did_you_mean
 from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.budget import Budget
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.statistics import estimate
 
@@ -111,7 +110,7 @@ class Comparison:
 def finished_space(folder: Path) -> StudySpace:
     """Return the space that repeats a finished study: the resolved one in its folder.
 
-    A time budget, which is used up sooner or later each time, becomes the number of trials that had begun by then.
+    A budget of time or GPU-hours, used up sooner or later each time, becomes the number of trials that had begun.
 
     Raises:
         UserError: the folder is not a study's, the study was interrupted, or its space cannot be read.
@@ -134,12 +133,13 @@ def finished_space(folder: Path) -> StudySpace:
         )
     _read(folder)
     space = read_space(folder / "study.yaml")
-    if space.budget.time is None:
+    if space.budget.time is None and space.budget.gpu_hours is None:
         return space
     rows = _table(_trials_file(folder), ["phase", "key", "number"])
     first = [row for row in rows if row["phase"] in ("search", "ablation")]
     begun = {row["key"] if row["number"] is None else row["number"] for row in first}  # a number has several repeats
-    return space.model_copy(update={"budget": Budget(trials=len(begun))})
+    budget = space.budget.model_copy(update={"trials": len(begun), "time": None, "gpu_hours": None})
+    return space.model_copy(update={"budget": budget})
 
 
 def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:

@@ -257,7 +257,7 @@ class _OneTrial(BasePlan):
     """The plan of one trial: it is judged as in its study, and stopped where it was stopped."""
 
     def __init__(self, record: Record, space: StudySpace, folder: Path, observer: _Comparing):
-        super().__init__(space.objective.metric, folder, observer, Budget(), None)
+        super().__init__(space.objective.metric, space.objective.direction, folder, observer, Budget(), None)
         self.needs_finite = isinstance(space, AblationSpace)
         self._record = record
 
@@ -267,9 +267,6 @@ class _OneTrial(BasePlan):
 
     def _trials(self) -> Iterator[Trial | None]:
         yield self._record.trial
-
-    def _place(self, trial: Trial) -> int | None:
-        return None
 
     def _prunes(self, trial: Trial, step: int, value: float) -> bool:
         return self._record.state is State.PRUNED and step == self._record.curve[-1][0]

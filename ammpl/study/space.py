@@ -24,7 +24,7 @@ from ammpl.study.samplers import SAMPLERS, TWO_OBJECTIVES, Sampler, TpeSampler, 
 from ammpl.yaml_file import read_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # names of studies become names of folders
-DEFAULT_TRIALS = 24  # of a search whose file sets no budget
+DEFAULT_TRIALS = 24  # of a search whose budget would not end it
 MOST_COUNTED = 100_000  # combinations; a search that could draw more of them ends by its budget only
 MOST_CORNERS = 512  # combinations of extreme values that are all tried before a study starts; beyond, a sample
 
@@ -116,8 +116,7 @@ class SearchSpace(Section):
     @field_validator("budget")
     @classmethod
     def _check_budget(cls, budget: Budget) -> Budget:
-        limited = budget.trials is not None or budget.time is not None
-        return budget if limited else Budget(trials=DEFAULT_TRIALS)
+        return budget if budget.ends_search else budget.model_copy(update={"trials": DEFAULT_TRIALS})
 
     @property
     def directions(self) -> list[Direction]:
@@ -137,7 +136,7 @@ class SearchSpace(Section):
     def search_size(self) -> int | None:
         """How many configurations the search draws at most: the budget's, or all of a smaller grid.
 
-        With a time budget alone as many as there are combinations, and None where they have no end.
+        Without a budget of trials as many as there are combinations, and None where they have no end.
         """
         trials = self.budget.trials
         finite = all(parameter.values() is not None for parameter in self.parameters.values())
@@ -251,6 +250,9 @@ class SearchSpace(Section):
         if self.pruner.name != "none":
             rule = "with two objectives nothing can be pruned (Optuna has no pruner for them)"
             raise UserError(f"{where}: pruner.name", rule, got=self.pruner.name, fix="write 'pruner: {name: none}'")
+        for name in ("target", "patience"):
+            if (value := getattr(self.budget, name)) is not None:
+                raise UserError(f"{where}: budget.{name}", "is a rule for one objective, and there are two", got=value)
         if self.confirm is not None:
             rule = "with two objectives there is a front, and no best configuration to confirm"
             raise UserError(f"{where}: confirm", rule, fix="write 'confirm: null', and list several 'repeats'")

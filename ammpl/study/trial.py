@@ -25,6 +25,9 @@ INTERRUPTED = "interrupted"
 
 Phase = Literal["search", "confirm", "ablation", "test"]
 
+FIRST_PHASES = ("search", "ablation")
+"""What a study begins with, and what a budget ends."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -71,6 +74,7 @@ class Outcome:
         reason: why it was FAILED or LOST, else None.
         duplicate_of: the key of the trial of the same configuration whose record answered this one, which did not run
             then; else None.
+        gpus: the GPUs that it held, a fraction for a shared one.
     """
 
     state: State
@@ -80,6 +84,7 @@ class Outcome:
     seconds: float
     reason: str | None = None
     duplicate_of: str | None = None
+    gpus: float = 0.0
 
 
 Execute = Callable[[Trial, Path], Iterator[tuple[int, dict[str, float]]]]

@@ -140,7 +140,7 @@ def test_a_trial_without_a_value_failed(tmp_path: Path, metrics: Mapping[str, fl
         yield from [] if metrics is None else [(1, dict(metrics))]
 
     _, _, summary = _run(tmp_path, execute)
-    assert summary.reasons == {reason: 5}  # and then it stops
+    assert summary.reasons == {reason: 9}
     assert summary.rows == ()
 
 
@@ -178,9 +178,9 @@ def _broken(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]
     yield
 
 
-def test_an_ablation_whose_first_five_trials_fail_the_same_way_stops_and_says_so(tmp_path: Path) -> None:
-    plan, recorder, summary = _run(tmp_path, _broken, test=True)
-    why = "the first 5 trials all failed the same way: RuntimeError: loss is nan at step 2"
+def test_an_ablation_whose_trials_fail_one_after_the_other_stops_and_says_so(tmp_path: Path) -> None:
+    plan, recorder, summary = _run(tmp_path, _broken, test=True, budget={"failures": 5})
+    why = "5 trials in a row failed: 5 × RuntimeError: loss is nan at step 2"
     assert plan.stopped == why
     assert [trial.key for trial in recorder.started] == [
         f"ablation-{variant}-r{repeat}"
@@ -195,7 +195,7 @@ def test_one_trial_of_an_ablation_that_ends_otherwise_lets_it_go_on(tmp_path: Pa
     def run(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
         return (_execute if trial.key == "ablation-random-r2" else _broken)(trial, folder)
 
-    plan, recorder, summary = _run(tmp_path, run)
+    plan, recorder, summary = _run(tmp_path, run, budget={"failures": 5})
     assert plan.stopped is None
     assert len(recorder.started) == 9
     assert [row.variant for row in summary.rows] == ["random"]

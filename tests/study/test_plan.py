@@ -104,27 +104,47 @@ def _broken(trial: Trial, folder: Path) -> Any:
     yield
 
 
-def test_a_study_whose_first_five_trials_fail_the_same_way_stops(tmp_path: Path) -> None:
+def test_a_study_whose_trials_fail_one_after_the_other_stops(tmp_path: Path) -> None:
     plan, recorder = _run(tmp_path, _broken, confirm={"top": 1, "repeats": 1})
-    assert plan.stopped == ("the first 5 trials all failed the same way: RuntimeError: step 4 at 0x7f4: loss is nan")
-    assert [trial.key for trial in recorder.started] == [f"search-{number:04d}" for number in range(5)]
+    assert plan.stopped == "10 trials in a row failed: 10 × RuntimeError: step 9 at 0x7f9: loss is nan"
+    assert [trial.key for trial in recorder.started] == [f"search-{number:04d}" for number in range(10)]
     assert (plan.next(), plan.winner, plan.best(1)) == (FINISHED, None, [])
 
 
-@pytest.mark.parametrize("number", [0, 4])
-def test_one_other_ending_among_the_first_five_lets_a_study_go_on(tmp_path: Path, number: int) -> None:
-    def odd_one(trial: Trial, folder: Path) -> Any:
-        if trial.phase == "search" and trial.number == number:
-            raise ValueError("something else")
+def test_the_reasons_of_failures_in_a_row_are_told_apart_but_for_their_numbers(tmp_path: Path) -> None:
+    def run(trial: Trial, folder: Path) -> Any:
+        if trial.number in (1, 2):
+            raise ValueError(f"bad value {trial.number}")
         yield from _broken(trial, folder)
 
-    plan, recorder = _run(tmp_path, odd_one, confirm={"top": 1, "repeats": 1})
+    plan, _ = _run(tmp_path, run, budget={"trials": 12, "failures": 5}, confirm=None)
+    expected = "3 × RuntimeError: step 4 at 0x7f4: loss is nan; 2 × ValueError: bad value 2"
+    assert plan.stopped == f"5 trials in a row failed: {expected}"
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_one_trial_that_completes_lets_a_study_go_on(tmp_path: Path, number: int) -> None:
+    def odd_one(trial: Trial, folder: Path) -> Any:
+        if trial.phase == "search" and trial.number % 5 == number:
+            yield 10, {"validation/accuracy": 0.5}
+        else:
+            yield from _broken(trial, folder)
+
+    changes = {"budget": {"trials": 12, "failures": 5}, "confirm": {"top": 1, "repeats": 1}}
+    plan, recorder = _run(tmp_path, odd_one, pruner={"name": "none"}, **changes)
     assert plan.stopped is None
     assert {t.phase for t in recorder.started} == {"search", "confirm"}
     assert sum(t.phase == "search" for t in recorder.started) == 12
 
 
-def test_a_study_of_fewer_than_five_trials_ends_as_it_would(tmp_path: Path) -> None:
+def test_a_failure_that_is_answered_from_its_record_is_no_further_one(tmp_path: Path) -> None:
+    changes = {"parameters": {DEPTH: {"type": "int", "low": 1, "high": 2}}, "sampler": {"name": "random"}}
+    plan, recorder = _run(tmp_path, _broken, budget={"trials": 12, "failures": 3}, confirm=None, **changes)
+    assert plan.stopped is None
+    assert sum(outcome.duplicate_of is None for outcome in recorder.outcomes.values()) == 2
+
+
+def test_a_study_of_fewer_trials_than_may_fail_ends_as_it_would(tmp_path: Path) -> None:
     plan, recorder = _run(tmp_path, _broken, budget={"trials": 4}, confirm={"top": 1, "repeats": 1})
     assert plan.stopped is None
     assert plan.winner is None
@@ -132,12 +152,12 @@ def test_a_study_of_fewer_than_five_trials_ends_as_it_would(tmp_path: Path) -> N
 
 
 def test_several_at_a_time_what_runs_goes_on_when_a_study_stops(tmp_path: Path) -> None:
-    plan = Plan(small_space(), "small", tmp_path, Recorder())
+    plan = Plan(small_space(budget={"trials": 12, "failures": 5}), "small", tmp_path, Recorder())
     trials = [plan.next() for _ in range(6)]
     for trial in trials[4::-1]:  # the last to end is not the last that began
         assert plan.stopped is None
         plan.finish(trial, 1.0, state=State.LOST, reason="its worker process died 3 times")
-    assert plan.stopped == "the first 5 trials all failed the same way: its worker process died 3 times"
+    assert plan.stopped == "5 trials in a row failed: 5 × its worker process died 3 times"
     assert plan.next() is FINISHED
     plan.report(trials[5], 10, {"validation/accuracy": 0.5})
     assert plan.finish(trials[5]).state is State.COMPLETE
@@ -282,6 +302,50 @@ def test_what_runs_when_the_time_is_up_runs_to_its_end(tmp_path: Path) -> None:
         plan.finish(trial)
     assert plan.next().key == "confirm-0001-r2"
     assert plan.ended == "time budget of 1 min used up after 2 trials"
+
+
+def _scored(tmp_path: Path, values: list[float], **changes: Any) -> tuple[Plan, Recorder]:
+    """A study whose search trials have these values, NaN for one that fails."""
+
+    def run(trial: Trial, folder: Path) -> Any:
+        yield 10, {"validation/accuracy": values[trial.number or 0], "train/loss": 1.0}
+
+    return _run(tmp_path, run, pruner={"name": "none"}, confirm=None, **changes)
+
+
+def test_a_target_ends_the_search_when_it_is_reached(tmp_path: Path) -> None:
+    values = [0.1, 0.4, math.nan, 0.5, 0.9]
+    plan, recorder = _scored(tmp_path, values, budget={"trials": 5, "target": 0.5})
+    assert (len(recorder.started), plan.stopped) == (4, None)
+    assert plan.ended == "target of 0.5 reached by trial 3 (0.5000), after 4 trials"
+    objective = {"metric": "validation/accuracy", "direction": "minimize"}
+    plan, _ = _scored(tmp_path, values, budget={"trials": 5, "target": 0.1}, objective=objective)
+    assert plan.ended == "target of 0.1 reached by trial 0 (0.1000), after 1 trial"
+
+
+def test_patience_ends_the_search_when_nothing_gets_better(tmp_path: Path) -> None:
+    values = [math.nan, math.nan, math.nan, 0.1, 0.4, 0.4, 0.3, 0.5, math.nan, 0.5, 0.2, 0.9]
+    plan, recorder = _scored(tmp_path, values, budget={"patience": 3})
+    assert len(recorder.started) == 11
+    assert plan.ended == "no improvement in 3 trials since trial 7 (0.5000), after 11 trials"
+
+
+def test_repeats_of_a_configuration_count_once_for_target_and_patience(tmp_path: Path) -> None:
+    changes = {"repeats": [1, 2], "pruner": {"name": "none"}, "confirm": None}
+    plan, recorder = _run(tmp_path, lambda trial, folder: iter([(10, {"validation/accuracy": 0.1 * trial.repeat})]),
+                          budget={"patience": 2, "target": 0.2}, **changes)  # fmt: skip
+    assert (len(recorder.started), plan.best(1)[0][1]) == (6, pytest.approx(0.15))
+    assert plan.ended == "no improvement in 2 trials since trial 0 (0.1500), after 3 trials"
+
+
+def test_gpu_hours_are_the_time_of_ended_trials_times_their_gpus(tmp_path: Path) -> None:
+    plan = Plan(small_space(budget={"gpu_hours": 1.5}, confirm=None), "small", tmp_path, Recorder())
+    for gpus in (0.25, 0.5, 1.0):
+        trial = plan.next()
+        assert isinstance(trial, Trial)
+        plan.finish(trial, 3600.0, state=State.FAILED, reason="no luck", gpus=gpus)
+    assert plan.next() is FINISHED
+    assert plan.ended == "budget of 1.5 GPU-hours used up after 3 trials"
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random"])

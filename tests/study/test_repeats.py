@@ -200,7 +200,7 @@ def test_an_interrupt_between_two_repeats_loses_the_configuration(tmp_path: Path
 
 
 def test_a_study_that_stops_itself_leaves_no_configuration_open(tmp_path: Path) -> None:
-    plan = Plan(_space(repeats=[1, 2]), "small", tmp_path, Recorder())
+    plan = Plan(_space(repeats=[1, 2], budget={"trials": 8, "failures": 5}), "small", tmp_path, Recorder())
     trials = [plan.next() for _ in range(7)]
     plan.report(trials[5], 10, {"validation/accuracy": 0.5})
     plan.finish(trials[5])

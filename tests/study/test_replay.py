@@ -16,6 +16,7 @@ from ammpl.errors import UserError
 from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
 from ammpl.study.ablation_summary import summarize_study
+from ammpl.study.base_plan import FINISHED
 from ammpl.study.event_log import FILE, read_history
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
@@ -194,8 +195,32 @@ def test_a_study_that_stops_itself_is_the_same(tmp_path: Path, monkeypatch: pyte
         yield
 
     monkeypatch.setattr(_Runs, "__call__", broken)
-    result = _check_every_cut(_space("tpe", "none"), tmp_path)
-    assert result["summary"]["stopped"] == "the first 5 trials all failed the same way: RuntimeError: no step 4"
+    result = _check_every_cut(_space("tpe", "none", budget={"trials": 8, "failures": 5}), tmp_path)
+    assert result["summary"]["stopped"] == "5 trials in a row failed: 5 × RuntimeError: no step 4"
+
+
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [({"target": 0.85}, "target of 0.85 reached by"), ({"patience": 6}, "no improvement in 6 trials since trial 9")],
+)
+def test_a_search_that_ends_by_a_rule_is_the_same(tmp_path: Path, budget: dict[str, Any], why: str) -> None:
+    result = _check_every_cut(_space("tpe", "median", budget={"trials": 30, **budget}, seed=4), tmp_path, stride=7)
+    assert why in result["summary"]["ended"]
+    assert 4 < len([row for row in result["trials"] if row["phase"] == "search"]) < 30
+
+
+def test_gpu_hours_of_earlier_sessions_count(tmp_path: Path) -> None:
+    space = small_space(budget={"gpu_hours": 2.0}, confirm=None, seed=3)
+    for begun in range(1, 5):
+        session = _open(space, tmp_path / "study")
+        trial = session.plan.next()
+        assert isinstance(trial, Trial)
+        session.plan.finish(trial, 3600.0, state=State.FAILED, reason=f"no luck, {begun}", gpus=0.5)
+        session.records.close()
+    resumed = _open(space, tmp_path / "study").plan
+    assert resumed.next() is FINISHED
+    assert resumed.ended == "budget of 2 GPU-hours used up after 4 trials"
+    assert pq.read_table(tmp_path / "study" / "trials").column("gpus").to_pylist() == [0.5] * 4
 
 
 def test_cut_again_and_again(tmp_path: Path) -> None:

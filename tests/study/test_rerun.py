@@ -195,8 +195,8 @@ def test_a_finished_study_gives_its_space(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_becomes_the_number_of_trials_that_began(tmp_path: Path) -> None:
-    whole = finished_space(_study(tmp_path / "a", budget={"trials": 4, "time": "1h"}))
-    assert whole.budget == Budget(trials=4)
+    whole = finished_space(_study(tmp_path / "a", budget={"trials": 4, "time": "1h", "gpu_hours": 2.0, "patience": 3}))
+    assert whole.budget == Budget(trials=4, patience=3)
     clock = Clock()
 
     def slow(trial: Trial, folder: Path) -> Evaluations:

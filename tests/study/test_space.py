@@ -236,6 +236,11 @@ def test_samplers_and_pruners_by_name_with_their_options() -> None:
             "1h30m, got 'ten minutes'",
         ),
         ("budget", {"time": 600}, "s.yaml: budget.time: must be a time above 0"),
+        ("budget", {"trial_time": "soon"}, "s.yaml: budget.trial_time: must be a time above 0"),
+        ("budget", {"gpu_hours": 0}, "s.yaml: budget.gpu_hours: must be greater than 0, got 0"),
+        ("budget", {"target": "high"}, "s.yaml: budget.target: must be a valid number, got 'high'"),
+        ("budget", {"patience": 0}, "s.yaml: budget.patience: must be greater than or equal to 1, got 0"),
+        ("budget", {"failures": 0}, "s.yaml: budget.failures: must be greater than or equal to 1, got 0"),
         ("budget", {"time": "0h0m"}, "such as 90s, 10m, 2h or 1h30m, got '0h0m'"),
         ("budget", {"time": "1m1h"}, "such as 90s, 10m, 2h or 1h30m, got '1m1h'"),
         ("confirm", {"top": 0}, "s.yaml: confirm.top: must be greater than or equal to 1, got 0"),
@@ -300,6 +305,9 @@ def test_many_parameters_are_checked_by_sample_in_reasonable_time() -> None:
         ({"time": "10m"}, None, 600),
         ({"time": "2h"}, None, 7200),
         ({"time": "1h30m5s"}, None, 5405),
+        ({"gpu_hours": 1.5}, None, None),
+        ({"patience": 10}, None, None),
+        ({"target": 0.9, "failures": 3, "trial_time": "30m"}, 24, None),
     ],
 )
 def test_budgets(budget: dict[str, Any], size: int | None, seconds: float | None) -> None:

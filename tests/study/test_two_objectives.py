@@ -134,6 +134,10 @@ def test_the_resolved_space_keeps_both_objectives() -> None:
         ({"sampler": {"name": "gp"}}, "sampler.name: 'gp' knows one objective, and there are two"),
         ({"pruner": {"name": "median"}}, "pruner.name: with two objectives nothing can be pruned"),
         ({"confirm": {"top": 1}}, "confirm: with two objectives there is a front, and no best configuration"),
+        (
+            {"budget": {"trials": 4, "patience": 2}},
+            "budget.patience: is a rule for one objective, and there are two, got 2",
+        ),
     ],
 )
 def test_what_two_objectives_do_not_go_with(changes: dict[str, Any], message: str) -> None:
