@@ -220,6 +220,15 @@ class ImagePrompt(nn.Module):
         """
         B, N, V = patches_BNV.shape
         G = mask_BGN.shape[1]
+        if len(mask_BGN) == 1 and not torch.is_grad_enabled():
+            whole_G = (mask_BGN[0] == 1).all(-1)
+            if whole_G.any():  # nothing is replaced: one pass of the plain image serves all of these
+                plain_BD = self.backbone.image_features(patches_BNV)
+                features_BGD = plain_BD[:, None].repeat(1, G, 1)
+                if not whole_G.all():
+                    paddings = None if paddings_JGNV is None else paddings_JGNV[:, ~whole_G]
+                    features_BGD[:, ~whole_G] = self(patches_BNV, mask_BGN[:, ~whole_G], paddings)
+                return features_BGD
         tokens_RNV = patches_BNV[:, None].expand(B, G, N, V).reshape(B * G, N, V)
         groups_R = torch.arange(G, device=tokens_RNV.device).repeat(B)
         features_RD = self.features(tokens_RNV, mask_BGN.expand(B, G, N).reshape(B * G, N), paddings_JGNV, groups_R)

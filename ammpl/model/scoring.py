@@ -109,7 +109,7 @@ def pairs_in_flight(backbone: Backbone) -> int:
     budget = 2e9
     if backbone.device.type == "cuda":
         budget = torch.cuda.mem_get_info(backbone.device)[0] / 2
-    return max(1, int(budget // (14 * values * backbone.dtype.itemsize)))
+    return max(1, int(budget // (14 * values * backbone.block_dtype.itemsize)))
 
 
 def score_pairs(

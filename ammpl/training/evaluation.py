@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,30 +10,7 @@ from torch import Tensor
 
 from ammpl.data.dataset import Split
 from ammpl.model.ammpl import AMMPL, MaskChange
-from ammpl.model.backbone import Backbone
-
-ROWS = 1024
-"""Tower passes in flight at evaluation (images x classes): bounds memory, and more is no faster on a CPU."""
-
-Pixels = Callable[[slice], Tensor]
-"""Some images of many, uint8 (B, 3, S, S)."""
-
-
-@lru_cache(maxsize=16)
-def pooled_features(backbone: Backbone, split: Split) -> Tensor:
-    """Return the frozen features (n, D) of a split's unmasked images, computed once a process."""
-    return _pooled(backbone, split.pixels, len(split))
-
-
-@torch.no_grad()
-def _pooled(backbone: Backbone, pixels: Pixels, count: int) -> Tensor:
-    chunks = [slice(start, start + ROWS) for start in range(0, count, ROWS)]
-    return torch.cat([backbone.image_features(patches(backbone, pixels(chunk))) for chunk in chunks])
-
-
-def patches(backbone: Backbone, images: Tensor) -> Tensor:
-    """Return patch tokens (B, N, V) of uint8 images (B, 3, S, S)."""
-    return backbone.embed_patches(backbone.normalize(images))
+from ammpl.training.features import Pixels, chunks, patch_tokens, patches, pooled, pooled_features
 
 
 def scores(
@@ -43,6 +19,7 @@ def scores(
     count: int,
     class_names: Sequence[str],
     pooled_nD: Tensor | None = None,
+    patches_nNV: Tensor | None = None,
     change: MaskChange | None = None,
 ) -> Tensor:
     """Return evaluation logits (n, C) in fp32 on the CPU.
@@ -52,17 +29,20 @@ def scores(
         count: n, images in all.
         class_names: among which to decide.
         pooled_nD: frozen features of the unmasked images where they are known; computed where they are read.
+        patches_nNV: patch tokens of all images where they are known; computed where they are read.
         change: makes others of the evaluation masks.
     """
     model.eval()
     classes = model.classes(class_names)
     if pooled_nD is None and model.reads_pooled:
-        pooled_nD = _pooled(model.backbone, pixels, count)
-    batch = max(1, ROWS // len(class_names))
+        pooled_nD = pooled(model.backbone, pixels, count)
+    passes = len(class_names) if model.masks_each_class else 1 if model.reads_patches else 0
+    texts = len(class_names) if model.image_to_text is not None else 0
     logits = []
-    for start in range(0, count, batch):
-        chosen = slice(start, start + batch)
-        patches_BNV = patches(model.backbone, pixels(chosen)) if model.reads_patches else None
+    for chosen in chunks(model.backbone, count, passes, texts):
+        patches_BNV = None if patches_nNV is None else patches_nNV[chosen]
+        if patches_BNV is None and model.reads_patches:
+            patches_BNV = patches(model.backbone, pixels(chosen))
         pooled_BD = pooled_nD[chosen] if pooled_nD is not None else None
         logits.append(model.predict(patches_BNV, pooled_BD, classes, change))
     return torch.cat(logits).float().cpu()
@@ -79,8 +59,9 @@ def evaluate(model: AMMPL, split: Split, change: MaskChange | None = None) -> di
     Returns:
         ``accuracy`` in [0, 1] over all images (not a mean over classes), and ``loss``, the mean cross-entropy in nats.
     """
-    pooled = pooled_features(model.backbone, split) if model.reads_pooled else None
-    logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled, change)
+    pooled_nD = pooled_features(model.backbone, split) if model.reads_pooled else None
+    patches_nNV = patch_tokens(model.backbone, split) if model.reads_patches else None
+    logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled_nD, patches_nNV, change)
     correct = int((logits_nC.argmax(-1) == split.labels).sum())
     return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
 

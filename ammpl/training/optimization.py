@@ -31,8 +31,8 @@ def build_optimizer(model: AMMPL, config: TrainingConfig) -> torch.optim.Optimiz
         groups.append({"params": mask, "lr": mask_lr, "weight_decay": 0.0})
     groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, momentum=MOMENTUM)
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=MOMENTUM, fused=True)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.model.scoring import Backward, backward, pairs_in_flight
 from ammpl.model.text_prompt import Classes
 from ammpl.training import checkpoint, running
-from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean, patches, pooled_features
+from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean
+from ammpl.training.features import patch_tokens, patches, pooled_features
 from ammpl.training.figures import draw_masks
 from ammpl.training.mask_probe import probe_masks
 from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
@@ -169,23 +170,24 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
     learnables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     classes = model.classes(task.train.class_names)
     order = itertools.islice(batches(images, training, seed, first), total - first)
-    steps = _Means()
+    steps = _Steps()
+    waits = model.backbone.device.type == "cuda"  # for a number to be read; a processor has it
     for step, (chosen, pixels) in enumerate(load_batches(task.train, order, seed, first), first):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         model.train()
         optimizer.zero_grad(set_to_none=True)
         back = _backward(training, model, task, chosen, pixels, classes, step)
-        loss = back.loss.item()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None]).item()
-        steps.add({"train/loss": loss, "train/gradient_norm": norm})
+        norm = torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None])
+        steps.add({"train/loss": back.loss, "train/gradient_norm": norm})
         if training.grad_tolerance:
             steps.add({"train/skipped_pairs": back.skipped, "train/skipped_gradient": back.skipped_gradient})
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(loss, step, optimizer.param_groups[0]["lr"])
-        optimizer.step()
         done = step + 1
-        if done % training.evaluate_every == 0 or done == total:
+        evaluates = done % training.evaluate_every == 0 or done == total
+        if evaluates or not waits:
+            steps.check(done, lambda step: training.learning_rate * factor(step))
+        optimizer.step()
+        if evaluates:
             metrics = {**steps.take(), **_validate(model, task), **diagnostics(model)}
             if done == total and training.probe_masks:
                 metrics.update(probe_masks(model, task.validation, config.data.name))
@@ -194,19 +196,38 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
             yield done, metrics
 
 
-class _Means:
-    """Means over the steps since the last evaluation."""
+class _Steps:
+    """What the steps since the last evaluation told; on a GPU it stays there until it is read."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+        self._values: dict[str, list[torch.Tensor]] = {}
+        self._checked = 0
 
-    def add(self, values: Mapping[str, float]) -> None:
+    def add(self, values: Mapping[str, torch.Tensor | float]) -> None:
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value)
+            self._values.setdefault(name, []).append(torch.as_tensor(value))
+
+    def check(self, done: int, learning_rate: Callable[[int], float]) -> None:
+        """Refuse a loss that is no number.
+
+        Args:
+            done: steps, the last one that was added included.
+            learning_rate: of a step.
+
+        Raises:
+            TrainingDivergedError: naming the first such step.
+        """
+        losses = self._values["train/loss"]
+        first = done - len(losses)
+        for index, loss in enumerate(torch.stack(losses[self._checked :]).tolist(), self._checked):
+            if not math.isfinite(loss):
+                raise TrainingDivergedError(loss, first + index, learning_rate(first + index))
+        self._checked = len(losses)
 
     def take(self) -> dict[str, float]:
-        means = {name: sum(values) / len(values) for name, values in self._values.items()}
-        self._values = {}
+        """Return means, and begin anew."""
+        means = {name: sum(torch.stack(values).tolist()) / len(values) for name, values in self._values.items()}
+        self._values, self._checked = {}, 0
         return means
 
 
@@ -223,7 +244,8 @@ def _backward(
     backbone = model.backbone
     patches_BNV = pooled_BD = None
     if model.reads_patches or (model.reads_pooled and task.augmented):
-        patches_BNV = patches(backbone, pixels)
+        kept_nNV = None if task.augmented else patch_tokens(backbone, task.train)
+        patches_BNV = patches(backbone, pixels) if kept_nNV is None else kept_nNV[chosen]
     if model.reads_pooled and patches_BNV is not None and task.augmented:  # a crop is seen once
         with torch.no_grad():
             pooled_BD = backbone.image_features(patches_BNV)

@@ -168,6 +168,24 @@ def test_task_scope_is_class_scope_with_equal_matrices(backbone64, images):
     torch.testing.assert_close(found, per_class.predict(*arguments, per_class.classes(NAMES)), **CLOSE)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_masks_that_keep_everything_share_one_pass_at_evaluation(backbone64, images, monkeypatch, depth):
+    model = randomize(AMMPL(config(padding__depth=depth), backbone64, NAMES, SEEDS))
+    mask_1GN = torch.ones(1, len(NAMES), backbone64.patch_count, dtype=torch.float64)
+    mask_1GN[0, 1, 3:7] = 0
+    patches, _ = inputs(model, images)
+    paddings = model.image_prompt.paddings(torch.arange(len(NAMES)), None, None)
+    expected = model.image_prompt(patches, mask_1GN, paddings)  # with a graph every class has its own pass
+    passes = []
+    honest = type(backbone64).image_features
+    monkeypatch.setattr(
+        type(backbone64), "image_features", lambda self, *more: passes.append(len(more[0])) or honest(self, *more)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model.image_prompt(patches, mask_1GN, paddings), expected, **CLOSE)
+    assert passes == [len(images), len(images)]  # the plain images, and the one class that masks
+
+
 @pytest.mark.parametrize("scope", ["class", "text", "task"])
 def test_gradients_reach_every_learnable_once_randomized(backbone64, images, scope):
     model = randomize(AMMPL(config(mask__scope=scope, padding__depth=3), backbone64, NAMES, SEEDS))
