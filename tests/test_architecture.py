@@ -23,8 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": {"training", "model", "data", "config", "yaml_file"},
     "report": {"study", "training", "model", "data", "config"},
     "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
-    "flags": set(),  # the command line's help: text
-    "cli": {"flags", "report", "study", "training", "model", "data", "config", "yaml_file"},
+    "commands": {"report", "study", "training", "model", "data", "config", "yaml_file"},
+    "cli": {"commands"},
 }
 
 # One trial is a pure function of its configuration: it knows nothing of what schedules, samples, tracks or keeps it.

@@ -102,7 +102,7 @@ def _cached(tag: Mapping[str, Any]) -> Path | None:
 
 def _unreachable(tag: Mapping[str, Any]) -> str | None:
     """Return why a tag's weights cannot be fetched now; None where they may. Its libraries would try for a minute."""
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return "are not on this machine, and HF_HUB_OFFLINE is set"
     host = urlsplit(_address(tag)).hostname or ""
     if urllib.request.getproxies():

@@ -1,0 +1,1 @@
+"""The commands of ``tune.py``, a file each: their flags, their help, and what they do with the package."""

@@ -1,0 +1,52 @@
+"""Whether this machine is ready for studies."""
+
+from __future__ import annotations
+
+import argparse
+
+from ammpl.commands.command import EXIT_NOT_READY, EXIT_SUCCESS, Command
+from ammpl.commands.surroundings import add_help, add_home, home_of
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py doctor``."""
+    parser.usage = "tune.py doctor [flags]"
+    parser.description = """\
+Say whether this machine is ready for studies: versions, torch and GPUs,
+disks, the MLflow store, weights, data sets, Ray. What is not fine comes with
+what to do. Nothing is left behind."""
+    parser.epilog = """\
+examples:
+  python tune.py doctor
+  python tune.py doctor --backbone ViT-B-16 --pretrained openai --data-root DIR
+
+exit codes: 0 ready (notes may be there), 1 studies cannot run yet"""
+    what = parser.add_argument_group("what a study would use")
+    what.add_argument("--backbone", metavar="NAME", help="a ViT of open_clip, e.g. ViT-B-16 (default: tiny-glyph)")
+    what.add_argument("--pretrained", metavar="TAG", help="its weights: open_clip's tag, e.g. openai, or a file")
+    what.add_argument(
+        "--ray-address", metavar="ADDR", help="a Ray cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
+    )
+    what.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow's (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+    )
+    add_home(parser)
+    add_help(parser.add_argument_group("other"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``tune.py doctor``."""
+    from ammpl.study.doctor import Surroundings, examine
+
+    backbone = (arguments.backbone, arguments.pretrained) if arguments.backbone else None
+    ready = True
+    for finding in examine(Surroundings(home_of(arguments), arguments.tracking_uri, arguments.ray_address, backbone)):
+        ready = ready and not (finding.fix and finding.serious)
+        print(f"{finding.mark:5}{finding.name}: {finding.text}", flush=True)
+        if finding.fix:
+            print(f"     to do: {finding.fix}", flush=True)
+    print("ready for studies" if ready else "studies cannot run before what FAILs is mended")
+    return EXIT_SUCCESS if ready else EXIT_NOT_READY
+
+
+COMMAND = Command("before a study", describe, run)

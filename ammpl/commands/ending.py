@@ -1,0 +1,46 @@
+"""The end of a study in the terminal, and what the process says by its exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_SUCCESS, EXIT_USER_ERROR
+from ammpl.study.summary import StudySummary
+
+
+def show(summary: StudySummary, console: Console) -> None:
+    """Print the end of a study: its tables, its folder, the command that opens MLflow's UI."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say("")
+    for table in summary.tables():
+        console.print(table)
+    if summary.interrupted:
+        say(f"{'stopped on request' if summary.on_request else 'interrupted'}: this is what was known by then")
+        say(f"it goes on with: python tune.py resume {summary.folder}")
+    for remark in summary.remarks:
+        say(remark)
+    for reason, count in summary.reasons.items():
+        say(f"{count} × {reason}")
+    if summary.unshown:
+        say(summary.unshown)
+    for problem in summary.problems:
+        say(f"warning: {problem}")
+    say(f"study folder: {summary.folder}")
+    if summary.ui_command:
+        say(f"MLflow: {summary.ui_command}")
+    for error in summary.errors:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def exit_code(summary: StudySummary) -> int:
+    """Return what the process ends with after a study."""
+    if summary.errors:
+        return EXIT_USER_ERROR
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT

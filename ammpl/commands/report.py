@@ -1,0 +1,49 @@
+"""A page, tables and figures of studies."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ammpl.commands.command import EXIT_SUCCESS, Command
+from ammpl.commands.surroundings import add_help
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Describe ``tune.py report``."""
+    parser.usage = "tune.py report STUDY... [flags]"
+    parser.description = """\
+Make a report of one study, or of several together: report.html, a page that
+needs nothing else, its tables as CSV, Markdown and LaTeX, its figures as SVG
+and PNG. A report of the same study is replaced. Where the study was tracked in
+MLflow, the report becomes an artifact of its run."""
+    parser.epilog = """\
+examples:
+  python tune.py report studies/default-20260101-120000
+  python tune.py report studies/first studies/second --output both
+
+exit codes: 0 written, 2 something to mend (no study, disk)"""
+    parser.add_argument_group("what is reported").add_argument(
+        "studies", nargs="+", type=Path, metavar="STUDY", help="studies' folders, e.g. studies/default-20260101-120000"
+    )
+    results = parser.add_argument_group("where the report goes")
+    results.add_argument(
+        "--output", type=Path, metavar="DIR", help="its folder (default: report in the first study's folder)"
+    )
+    results.add_argument("--no-tracking", action="store_true", help="leave MLflow alone (default: log the report)")
+    add_help(parser.add_argument_group("other"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``tune.py report``."""
+    from ammpl.report.report import PAGE, write_report
+    from ammpl.report.tracking import log_report
+
+    folder = write_report(arguments.studies, arguments.output)
+    print(f"report: {folder / PAGE}; its tables and figures are beside it")
+    if not arguments.no_tracking:
+        print(log_report(arguments.studies[0], folder))
+    return EXIT_SUCCESS
+
+
+COMMAND = Command("when it is over", describe, run)

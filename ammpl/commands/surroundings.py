@@ -1,0 +1,97 @@
+"""Flags that decide no number: where a study runs, where data lie, where results go."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ammpl.data.catalog import DESCRIPTIONS
+from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
+from ammpl.errors import UserError
+
+if TYPE_CHECKING:
+    from ammpl.study.study import Options
+
+
+def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
+    """Add the flags that decide no number; ``new`` for a study that gets a folder."""
+    add_home(parser)
+    machine = parser.add_argument_group("where it runs")
+    machine.add_argument(
+        "--concurrency", type=int, metavar="N", help="trials at a time, e.g. 2 (default: as many as fit)"
+    )
+    machine.add_argument(
+        "--gpus-per-trial", type=float, metavar="X", help="e.g. 0.5: two share one (default: 1, or 0 without any)"
+    )
+    machine.add_argument(
+        "--ray-address", metavar="ADDR", help="a cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
+    )
+
+    results = parser.add_argument_group("where the results go")
+    if new:
+        results.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: studies/NAME-TIME)")
+    results.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's, e.g. http://10.0.0.1:5000 (default: "
+        + ("" if new else "where the study began, else ")
+        + "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+    results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
+
+
+def add_home(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where data lie."""
+    data = parser.add_argument_group("where the data are")
+    data.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="has the data sets (default: AMMPL_DATA_ROOT, else data)"
+    )
+    data.add_argument(
+        "--store", type=Path, metavar="DIR", help="gets prepared files (default: AMMPL_STORE, else ~/.cache/ammpl)"
+    )
+
+
+def add_help(group: argparse._ArgumentGroup) -> None:
+    """Add ``--help``."""
+    group.add_argument("-h", "--help", action="help", help="show this, e.g. tune.py rerun --help")
+
+
+def check_machine(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a flag of the machine that is out of range."""
+    for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
+        least = 1 if flag == "--concurrency" else 0
+        if value is not None and not value >= least:
+            raise UserError(flag, f"must be at least {least}", got=value)
+
+
+def options_of(what: str | None, arguments: argparse.Namespace) -> Options:
+    """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
+    check_machine(arguments)
+    if what and not arguments.quiet:
+        print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
+
+    from ammpl.study.study import Options
+
+    return Options(
+        output=getattr(arguments, "output", None),
+        concurrency=arguments.concurrency,
+        gpus_per_trial=arguments.gpus_per_trial,
+        ray_address=arguments.ray_address,
+        tracking_uri=arguments.tracking_uri,
+        quiet=arguments.quiet,
+        home=home_of(arguments),
+    )
+
+
+def home_of(arguments: argparse.Namespace) -> DataHome:
+    """Return where data lie, by the flags and else by the environment."""
+    given = {"root": arguments.data_root, "store": arguments.store}
+    return DataHome(**{name: expanded(path) for name, path in given.items() if path is not None})
+
+
+def dataset_of(name: str | None) -> str | None:
+    """Return a data set's name, or its folder in full: a study may be run again from elsewhere."""
+    if name is None or name in (*EMBEDDED, *DESCRIPTIONS):
+        return name
+    return str(Path(name).absolute()) if is_path(name) else name
