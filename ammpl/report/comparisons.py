@@ -68,6 +68,8 @@ def means_table(study: StudyResult, metric: str, shots: int) -> Table | None:
     note = CONDITIONS.format(unit=unit, images=images)
     if any(row.tuned is False for row in study.rows):
         note += " No search was spent on an untuned row: it has its method's published settings or the file's."
+    if any(row.tuned for row in study.rows) and images == "validation":
+        note += " The winner was chosen by these numbers, so that its own is optimistic."
     return Table(
         _name("means", metric, shots),
         f"{metric}, {shots} shots: mean over {unit}",
@@ -93,6 +95,7 @@ def differences_table(study: StudyResult, metric: str, shots: int) -> Table | No
         return None
     labels = {row.candidate: row.label for row in study.rows}
     judged = any(found.verdict for found in comparisons)
+    ranked = any(found.wilcoxon is not None for found in comparisons)
     claim = _claim(study) if judged else ""
     columns = (
         Column("candidate"),
@@ -103,7 +106,7 @@ def differences_table(study: StudyResult, metric: str, shots: int) -> Table | No
         Column("effect size d", "+.2f"),
         Column("p", "p"),
         Column("p, Holm", "p"),
-        Column("signed rank p, Holm", "p"),
+        *((Column("signed rank p, Holm", "p"),) if ranked else ()),
         *((Column(f"{study.reference} better by {claim}"),) if judged else ()),
     )
     rows = tuple(
@@ -116,7 +119,7 @@ def differences_table(study: StudyResult, metric: str, shots: int) -> Table | No
             c.effect,
             c.p,
             c.p_holm,
-            c.wilcoxon,
+            *((c.wilcoxon,) if ranked else ()),
             *((str(c.verdict) if c.verdict else None,) if judged else ()),
         )
         for c in comparisons
@@ -125,8 +128,10 @@ def differences_table(study: StudyResult, metric: str, shots: int) -> Table | No
     note = (
         f"Candidate minus {labels[study.reference or '']}, paired by "
         f"{'repeat' if comparisons[0].unit == 'repeats' else 'data set, the repeats averaged first'}. d is the mean "
-        f"difference over its sd; p of the paired t-test; Holm's correction for a family of {family}. The signed-rank "
-        "test is given only where its smallest possible p passes that correction."
+        f"difference over its sd; p of the paired t-test; Holm's correction for a family of {family}."
+    )
+    note += (
+        "" if ranked else " There are too few pairs for a signed-rank test to reject anything after that correction."
     )
     if not judged:
         note += " No smallest effect of interest was declared, so nothing is judged."
@@ -243,7 +248,7 @@ def remarks(study: StudyResult) -> list[str]:
             "later numbers as validation, and confirm them on data that nobody has looked at."
         )
     elif not study.test_openings:
-        found.append("The test split was not opened: all numbers are of validation images, by which was chosen.")
+        found.append("The test split was not opened: all numbers are of validation images.")
     if isinstance(study.space, AblationSpace):
         uncorrected = [
             c.name
@@ -307,7 +312,10 @@ def _sentence(study: StudyResult, found: Comparison, at: str) -> Sentence:
     reference = "the winner" if not isinstance(study.space, AblationSpace) else str(study.reference)
     where = f"{abs(difference.mean):.4f} {side}" if difference.mean else "level with"
     text = f"{labels[found.name]} lies {where} {reference}{at} ({_interval(difference, found.unit)}"
-    text += f", p = {Column('', 'p').show(found.p_holm)} after Holm)." if found.p_holm is not None else ")."
+    if found.p_holm is not None:
+        p = Column("", "p").show(found.p_holm)
+        text += f", p {p if p.startswith('<') else '= ' + p} after Holm"
+    text += ")."
     if found.verdict is None:
         return Sentence(text)
     return Sentence(text, found.verdict, f"{study.reference} is better than {found.name} by {_claim(study)}")

@@ -217,7 +217,7 @@ class StudyResult:
         first, tuned = own[0], None
         method = str(first.config["method"])
         if isinstance(self.space, AblationSpace):
-            methods = {trial.config["method"] for trial in self.trials}
+            methods = {trial.config["method"] for trial in self.trials} - {"zero_shot"}
             tuned = False if len(methods) > 1 and method != "zero_shot" else None
             words = ["reference"] * (candidate == self.reference) + ["untuned"] * (tuned is False)
             label = candidate + (f" ({', '.join(words)})" if words else "")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ammpl.config import Scalar
 from ammpl.report.figures import GREY, WIDTH, Figure, color, draw, scaled, shade
@@ -245,7 +245,7 @@ def _slice(
     elif getattr(parameter, "log", False):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=4))
-        axes.xaxis.set_major_formatter(LogFormatter(minor_thresholds=(9, 9), labelOnlyBase=False))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
