@@ -20,20 +20,21 @@ from ammpl.training.evaluation import evaluate
 
 
 @torch.no_grad()
-def probe_masks(model: AMMPL, split: Split, dataset: str) -> dict[str, float]:
+def probe_masks(model: AMMPL, split: Split, dataset: str, accuracy: float) -> dict[str, float]:
     """Measure learned masks on validation images; empty without such masks.
 
     Args:
         model: trained.
         split: validation images.
         dataset: its name tells which patches are useless, where that is known.
+        accuracy: on these images, as the masks are.
 
     Returns:
-        ``validation/mask_distance``: mean |p - p'| of a patch over pairs of classes, and
-        ``validation/swapped_accuracy``: with each class's mask replaced by the next one's, paddings and texts its own;
-        both where classes have masks of their own. ``validation/mask_auc``: area under the ROC curve of p, useful
-        against useless patches, mean over the masks, .5 for a mask that knows nothing, and
-        ``validation/mirrored_accuracy``: with masks mirrored left to right; both where useless patches are known.
+        ``validation/mask_distance``: mean |p - p'| of a patch over pairs of classes, and ``validation/swap_cost``: the
+        accuracy lost when each class's mask is replaced by the next one's, paddings and texts staying; both where
+        classes have masks of their own. ``validation/mask_auc``: area under the ROC curve of p, useful against useless
+        patches, mean over the masks, .5 for a mask that knows nothing, and ``validation/mirror_cost``: the accuracy
+        lost when masks are mirrored left to right; both where useless patches are known.
     """
     if model.image_prompt is None or model.config.mask.kind not in ("learned", "binary"):
         return {}
@@ -41,7 +42,7 @@ def probe_masks(model: AMMPL, split: Split, dataset: str) -> dict[str, float]:
     found: dict[str, float] = {}
     if len(p_GN) > 1:
         found["mask_distance"] = (torch.pdist(p_GN, p=1) / p_GN.shape[1]).mean().item()
-        found["swapped_accuracy"] = evaluate(model, split, lambda mask_GN: mask_GN.roll(1, 0))["accuracy"]
+        found["swap_cost"] = accuracy - evaluate(model, split, lambda mask_GN: mask_GN.roll(1, 0))["accuracy"]
     height, width = model.backbone.grid
     if dataset in DISTRACTORS and height % GRID == 0 and width % GRID == 0:
         useless = meaningless_patches(dataset).view(GRID, GRID)
@@ -51,7 +52,7 @@ def probe_masks(model: AMMPL, split: Split, dataset: str) -> dict[str, float]:
         def mirrored(mask_GN: Tensor) -> Tensor:
             return mask_GN.view(-1, height, width).flip(-1).reshape(mask_GN.shape)
 
-        found["mirrored_accuracy"] = evaluate(model, split, mirrored)["accuracy"]
+        found["mirror_cost"] = accuracy - evaluate(model, split, mirrored)["accuracy"]
     return {f"validation/{name}": value for name, value in found.items()}
 
 

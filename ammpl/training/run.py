@@ -190,7 +190,8 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
         if evaluates:
             metrics = {**steps.take(), **_validate(model, task), **diagnostics(model)}
             if done == total and training.probe_masks:
-                metrics.update(probe_masks(model, task.validation, config.data.name))
+                accuracy = metrics["validation/accuracy"]
+                metrics.update(probe_masks(model, task.validation, config.data.name, accuracy))
             evaluations.append((done, metrics))
             resumable.save(evaluations)  # before it is told: what was told can be gone on from
             yield done, metrics

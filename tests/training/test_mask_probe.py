@@ -35,19 +35,20 @@ def written(dataset, logits, **mask):
 def test_a_mask_that_hides_the_useless_patches(dataset):
     useless = meaningless_patches(dataset)
     model, split = written(dataset, torch.where(useless, -3.0, 3.0)[None], scope="task")
-    found = probe_masks(model, split, dataset)
-    assert found.keys() == {"validation/mask_auc", "validation/mirrored_accuracy"}
+    accuracy = evaluate(model, split)["accuracy"]
+    found = probe_masks(model, split, dataset, accuracy)
+    assert found.keys() == {"validation/mask_auc", "validation/mirror_cost"}
     assert found["validation/mask_auc"] == 1
     # The mirrored mask hides a part of the digit and shows the distractor.
     mirrored, _ = written(dataset, torch.where(useless.view(7, 7).flip(1).flatten(), -3.0, 3.0)[None], scope="task")
-    assert found["validation/mirrored_accuracy"] == evaluate(mirrored, split)["accuracy"]
-    assert found["validation/mirrored_accuracy"] < evaluate(model, split)["accuracy"]
+    assert found["validation/mirror_cost"] == accuracy - evaluate(mirrored, split)["accuracy"]
+    assert found["validation/mirror_cost"] > 0
     noise = torch.randn(10, 49, generator=torch.Generator().manual_seed(1)).round(decimals=1)  # with ties
     expected = [roc_auc_score(~useless, row) for row in noise]
-    auc = probe_masks(written(dataset, noise)[0], split, dataset)["validation/mask_auc"]
+    auc = probe_masks(written(dataset, noise)[0], split, dataset, 0.0)["validation/mask_auc"]
     assert auc == pytest.approx(sum(expected) / 10)
     idle, _ = written(dataset, torch.zeros(1, 49), scope="task")
-    assert probe_masks(idle, split, dataset)["validation/mask_auc"] == 0.5
+    assert probe_masks(idle, split, dataset, 0.0)["validation/mask_auc"] == 0.5
 
 
 def test_masks_of_classes_are_swapped_and_nothing_else():
@@ -55,18 +56,17 @@ def test_masks_of_classes_are_swapped_and_nothing_else():
     logits = torch.randn(10, 49, generator=generator)
     model, split = written("digits", logits)
     swapped, _ = written("digits", logits.roll(1, 0))
-    found = probe_masks(model, split, "digits")
-    assert found["validation/swapped_accuracy"] == evaluate(swapped, split)["accuracy"]
+    found = probe_masks(model, split, "digits", 0.5)
+    assert found["validation/swap_cost"] == 0.5 - evaluate(swapped, split)["accuracy"]
     p = logits.double().sigmoid()
     pairs = [(p[c] - p[d]).abs().mean().item() for c in range(10) for d in range(c)]
     assert found == {
-        "validation/swapped_accuracy": found["validation/swapped_accuracy"],
+        "validation/swap_cost": found["validation/swap_cost"],
         "validation/mask_distance": pytest.approx(sum(pairs) / len(pairs)),
     }
     alike, _ = written("digits", logits[:1].expand(10, -1))
-    again = probe_masks(alike, split, "digits")
-    assert again["validation/swapped_accuracy"] == evaluate(alike, split)["accuracy"]
-    assert again["validation/mask_distance"] == 0
+    again = probe_masks(alike, split, "digits", evaluate(alike, split)["accuracy"])
+    assert again == {"validation/swap_cost": 0, "validation/mask_distance": 0}
 
 
 def test_a_trial_probes_at_its_last_evaluation_if_asked(tmp_path):
@@ -78,5 +78,5 @@ def test_a_trial_probes_at_its_last_evaluation_if_asked(tmp_path):
         for _, metrics in train(resolve(method, {**values, **more, "training.probe_masks": probed}), tmp_path)
     ]
     plain = {"accuracy", "loss"}
-    probed = plain | {"mask_auc", "mirrored_accuracy", "mask_distance", "swapped_accuracy"}
+    probed = plain | {"mask_auc", "mirror_cost", "mask_distance", "swap_cost"}
     assert names == [plain, probed, plain, plain, plain, plain, plain, plain]
