@@ -92,6 +92,12 @@ def test_published_settings_of_the_methods_with_tokens(method, data, expected):
         ("vpt", {"model.tokens.kind": "coupled"}, "'coupled' reads the context that all classes share"),
         ("coop", {"model.tokens.kind": "visual"}, "'coop' is defined by model.tokens.kind = 'none', got 'visual'"),
         ("ammpl", {"model.text.template": "no name"}, "must hold '{}' exactly once"),
+        (
+            "ammpl",
+            {"model.candidates": 8, "model.mask.scope": "task"},
+            "'candidates' spares .* got 'task' and 'learned'",
+        ),
+        ("coop", {"model.candidates": 8}, "'candidates' spares image passes"),
         ("ammpl", {"model.text.context": "class", "data.task": "base_to_new"}, "no context for new classes"),
         (
             "coop",

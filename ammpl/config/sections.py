@@ -201,8 +201,14 @@ class ModelConfig(Section):
 
     Modalities of an ablation are combinations, not a switch of their own: text only = ``mask.kind: none``; image only
     = ``text.context: fixed`` with ``interaction.direction: text_to_image`` or ``none``; zero-shot = neither.
+
+    Attributes:
+        candidates: with masks of scope ``class`` or ``text``, K: an image is scored only for the K classes that the
+            frozen zero-shot model ranks highest, in training for its true class too; the softmax runs over these, and
+            a true class that evaluation missed counts as wrong. None, or K >= C, is every class.
     """
 
+    candidates: int | None = Field(None, ge=2)
     text: TextConfig = TextConfig()
     mask: MaskConfig = MaskConfig()
     padding: PaddingConfig = PaddingConfig()
@@ -235,6 +241,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "padding.content 'text' is what N2 writes, so it needs interaction.direction 'both' or "
                 f"'text_to_image' and depth >= 1, got {self.interaction.direction!r} and {self.padding.depth}"
+            )
+        if self.candidates is not None and (self.mask.kind == "none" or self.mask.scope == "task"):
+            raise ValueError(
+                "'candidates' spares image passes where each class has its own: it needs mask.scope 'class' or 'text' "
+                f"and a mask.kind other than 'none', got {self.mask.scope!r} and {self.mask.kind!r}"
             )
         if self.tokens.kind != "none" and (self.mask.kind != "none" or self.interaction.direction != "none"):
             raise ValueError(

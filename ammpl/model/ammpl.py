@@ -26,7 +26,7 @@ from ammpl.errors import UserError
 from ammpl.model.backbone import Backbone
 from ammpl.model.image_prompt import ImagePrompt, seeded_generator
 from ammpl.model.interaction import LightNetwork
-from ammpl.model.text_prompt import Classes, TextPrompt
+from ammpl.model.text_prompt import Classes, TextPrompt, sentence_features
 from ammpl.model.tokens import CoupledTokens, VisualTokens
 
 MaskChange = Callable[[Tensor], Tensor]
@@ -66,7 +66,7 @@ class AMMPL(nn.Module):
         backbone: the frozen towers.
         class_names: the classes to train on.
         seeds: ``init`` draws the start, ``noise`` everything random afterwards.
-        template: the data set's zero-shot sentence, for a fixed context.
+        template: the data set's zero-shot sentence, for a fixed context and for ranking candidates.
         mean_pixel: the training images' mean colour in [0, 1], for ``padding.content: mean``.
 
     Raises:
@@ -125,9 +125,8 @@ class AMMPL(nn.Module):
     @property
     def reads_pooled(self) -> bool:
         """Whether scoring needs the frozen features of the unmasked images."""
-        return not self.reads_patches or (
-            self.image_to_text is not None and self.config.interaction.image_source == "pooled"
-        )
+        pooled = self.image_to_text is not None and self.config.interaction.image_source == "pooled"
+        return not self.reads_patches or pooled or self.config.candidates is not None
 
     @property
     def masks_each_class(self) -> bool:
@@ -139,7 +138,7 @@ class AMMPL(nn.Module):
         return self.text_prompt.classes(names)
 
     def forward(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes, step: int) -> Tensor:
-        """Return training logits (B, C); masks are drawn with the step's noise.
+        """Return training logits (B, C) of every class, candidate or not; masks are drawn with the step's noise.
 
         Args:
             patches_BNV: patch tokens, where :attr:`reads_patches`.
@@ -163,14 +162,23 @@ class AMMPL(nn.Module):
         pooled_BD: Tensor | None,
         classes: Classes,
         change: MaskChange | None = None,
+        every_class: bool = False,
     ) -> Tensor:
         """Return evaluation logits (B, C), the same however images are batched.
 
         With ``mask.evaluation: samples``, the log of the probabilities' mean over the draws (a Monte-Carlo estimate
-        of the predictive distribution). Masks pass through ``change`` where it is given.
+        of the predictive distribution).
+
+        Args:
+            patches_BNV: patch tokens, where :attr:`reads_patches`.
+            pooled_BD: frozen image features, where :attr:`reads_pooled`.
+            classes: from :meth:`classes`.
+            change: what masks pass through.
+            every_class: score the classes that are no candidates too; else these get minus infinity.
         """
         if self.image_prompt is None:
             return self._score(patches_BNV, pooled_BD, classes, None, None, None)
+        candidates_BC = None if every_class else self.candidates(pooled_BD, classes)
         alone_CD = self.text_alone(classes)
         rows_G = self.image_prompt.rows(classes.trained_C)
         sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
@@ -178,13 +186,37 @@ class AMMPL(nn.Module):
         logits = []
         for draw in range(draws):
             uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
-            mask_1GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, alone_CD)[None]
+            mask_GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, alone_CD)
             if change is not None:
-                mask_1GN = change(mask_1GN[0])[None]
-            logits.append(self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_1GN, None))
+                mask_GN = change(mask_GN)
+            if candidates_BC is None:
+                logits.append(self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_GN[None], None))
+            else:
+                assert patches_BNV is not None
+                image_R, class_R = candidates_BC.nonzero(as_tuple=True)
+                mask_RN = mask_GN[class_R]
+                scores_R = self.score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, mask_RN, None)
+                nothing_BC = scores_R.new_full(candidates_BC.shape, -torch.inf)
+                logits.append(nothing_BC.index_put((image_R, class_R), scores_R))
         if draws == 1:
             return logits[0]
         return torch.stack(logits).log_softmax(-1).logsumexp(0) - torch.tensor(float(draws)).log()
+
+    @torch.no_grad()
+    def candidates(self, pooled_BD: Tensor | None, classes: Classes) -> Tensor | None:
+        """Return which classes are scored for each image, (B, C) of bool; None is every class.
+
+        Args:
+            pooled_BD: frozen image features.
+            classes: from :meth:`classes`.
+        """
+        K = self.config.candidates
+        if K is None or len(classes.names) <= K:
+            return None
+        assert pooled_BD is not None
+        text_CD = sentence_features(self.backbone, self.text_prompt.template, classes.names)
+        cosine_BC = F.normalize(pooled_BD, dim=-1) @ F.normalize(text_CD, dim=-1).T
+        return torch.zeros_like(cosine_BC, dtype=torch.bool).scatter_(1, cosine_BC.topk(K).indices, True)
 
     def text_alone(self, classes: Classes, deeper_JMT: Tensor | None = None) -> Tensor | None:
         """Return the text features Z0 (C, D) of the context alone; None where nothing reads them."""
@@ -240,6 +272,52 @@ class AMMPL(nn.Module):
         assert text_BCD is not None
         cosine_BC = (F.normalize(image_BGD, dim=-1) * F.normalize(text_BCD, dim=-1)).sum(-1)
         return self.backbone.logit_scale * cosine_BC
+
+    def score_pairs(
+        self,
+        patches_BNV: Tensor,
+        pooled_BD: Tensor | None,
+        classes: Classes,
+        image_R: Tensor,
+        class_R: Tensor,
+        noise_or_mask_RN: Tensor,
+        step: int | None,
+    ) -> Tensor:
+        """Return the logits (R,) of some (image, class) pairs, where every class has an image pass of its own.
+
+        Args:
+            patches_BNV: patch tokens.
+            pooled_BD: frozen image features, where :attr:`reads_pooled`.
+            classes: from :meth:`classes`.
+            image_R: each pair's image.
+            class_R: each pair's class.
+            noise_or_mask_RN: each pair's part of :meth:`training_noise`; at evaluation its mask.
+            step: the training step; None is evaluation.
+        """
+        assert self.image_prompt is not None
+        mask = self.image_prompt.mask
+        few, place_R = class_R.unique(return_inverse=True)
+        chosen = classes.at(few)
+        rows_C = self.image_prompt.rows(chosen.trained_C)
+
+        alone_CD = self.text_alone(chosen)
+        alone_RD = alone_CD[place_R] if alone_CD is not None else None
+        mask_RN = noise_or_mask_RN
+        if step is not None:
+            mask_RN = mask.sample(rows_C[place_R], noise_or_mask_RN[None], alone_RD)[0]
+        text_CV = self.text_to_image(alone_CD) if self.text_to_image is not None else None
+        paddings = self.image_prompt.paddings(rows_C, text_CV, step, alone_CD)
+        image_RD = self.image_prompt.features(patches_BNV[image_R], mask_RN, paddings, place_R)
+
+        if self.image_to_text is None:
+            assert alone_CD is not None
+            text_RD = alone_CD[place_R]
+        else:
+            pooled = self.config.interaction.image_source == "pooled" and pooled_BD is not None
+            source_RD = pooled_BD[image_R] if pooled and pooled_BD is not None else image_RD
+            text_RD = self.text_prompt.of_pairs(chosen, place_R, self.image_to_text(source_RD))
+        cosine_R = (F.normalize(image_RD, dim=-1) * F.normalize(text_RD, dim=-1)).sum(-1)
+        return self.backbone.logit_scale * cosine_R
 
     def training_noise(self, images: int, groups: int, step: int) -> Tensor:
         """Return what a step's masks are drawn from: uniform noise (B, G, N)."""

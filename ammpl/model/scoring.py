@@ -1,4 +1,4 @@
-"""Exact training steps of class and text scope whose memory does not grow with the number of classes.
+"""Training steps of class and text scope whose memory does not grow with the number of classes.
 
 With a mask a class, every image passes the tower once for every class, and one graph holds all B x C passes. But the
 loss needs only the B x C scores s: a first pass without gradients gives them, and with them dL/ds; a second pass
@@ -7,7 +7,8 @@ The noise of a pair is a function of seed, step and pair, so that both passes se
 those of one graph, up to the order of additions (tests/model/test_scoring.py).
 
 Most pairs hardly matter once a model knows anything: softmax gives them a probability near 0. ``tolerance`` leaves
-pairs with |dL/ds| below it out of the second pass, and says how much that leaves out.
+pairs with |dL/ds| below it out of the second pass, and says how much that leaves out. With candidates, only theirs
+and the true classes' pairs exist at all.
 
 Shapes: B images, C classes, R pairs, N patches, V vision width, D joint width.
 """
@@ -51,7 +52,7 @@ def backward(
     chunk: int,
     tolerance: float = 0.0,
 ) -> Backward:
-    """Add the gradients of one step's mean cross-entropy to the learnables.
+    """Add the gradients of one step's mean cross-entropy to the learnables; without tolerance they are exact.
 
     Args:
         model: with masks of scope ``class`` or ``text``.
@@ -66,37 +67,44 @@ def backward(
     B, C = len(patches_BNV), len(classes.names)
     uniform_BCN = model.training_noise(B, C, step)
 
-    def scores(pairs_R: Tensor) -> Tensor:
-        # Class by class, so that a chunk needs the text features of few classes.
-        image_R, class_R = pairs_R % B, pairs_R // B
-        return score_pairs(model, patches_BNV, pooled_BD, classes, image_R, class_R, uniform_BCN, step)
+    # A pair is a place in (C, B): class by class, so that a chunk needs the text features of few classes.
+    candidates_BC = model.candidates(pooled_BD, classes)
+    if candidates_BC is None:
+        everything = torch.arange(B * C, device=patches_BNV.device)
+    else:
+        candidates_BC = candidates_BC | F.one_hot(labels_B, C).bool()
+        everything = candidates_BC.T.flatten().nonzero()[:, 0]
 
-    everything = torch.arange(B * C, device=patches_BNV.device)
-    if chunk >= B * C and tolerance == 0:  # one graph holds it all
-        loss = F.cross_entropy(_precise(scores(everything).view(C, B).T), labels_B)
+    def scores(pairs_R: Tensor) -> Tensor:
+        image_R, class_R = pairs_R % B, pairs_R // B
+        noise_RN = uniform_BCN[image_R, class_R]
+        return model.score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, noise_RN, step)
+
+    def logits(scores_R: Tensor) -> Tensor:
+        # The softmax in single precision at least; a class that is no candidate has no part in it.
+        scores_R = scores_R.to(torch.promote_types(scores_R.dtype, torch.float32))
+        return scores_R.new_full((C * B,), -torch.inf).index_put((everything,), scores_R).view(C, B).T
+
+    if chunk >= len(everything) and tolerance == 0:  # one graph holds it all
+        loss = F.cross_entropy(logits(scores(everything)), labels_B)
         loss.backward()
         return Backward(loss.detach())
     with torch.no_grad():
-        logits_BC = torch.cat([scores(pairs_R) for pairs_R in everything.split(chunk)]).view(C, B).T
-    leaf_BC = _precise(logits_BC).requires_grad_()
+        leaf_BC = logits(torch.cat([scores(pairs_R) for pairs_R in everything.split(chunk)]))
+    leaf_BC.requires_grad_()
     loss = F.cross_entropy(leaf_BC, labels_B)
     (slope_BC,) = torch.autograd.grad(loss, leaf_BC)
 
     slope_R = slope_BC.T.reshape(-1)
     size_R = slope_R.abs()
-    kept_R = (size_R >= tolerance).nonzero()[:, 0] if tolerance > 0 else everything
+    kept_R = everything[size_R[everything] >= tolerance] if tolerance > 0 else everything
     for pairs_R in kept_R.split(chunk) if len(kept_R) else ():
         scored_R = scores(pairs_R)
         scored_R.backward(slope_R[pairs_R].to(scored_R.dtype))
     if tolerance == 0:
         return Backward(loss.detach())
     left_out = 1 - (size_R[kept_R].sum() / size_R.sum()).item()
-    return Backward(loss.detach(), 1 - len(kept_R) / (B * C), left_out)
-
-
-def _precise(logits: Tensor) -> Tensor:
-    """Return logits in single precision at least: the softmax is never computed in less."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return Backward(loss.detach(), 1 - len(kept_R) / len(everything), left_out)
 
 
 def pairs_in_flight(backbone: Backbone) -> int:
@@ -110,43 +118,3 @@ def pairs_in_flight(backbone: Backbone) -> int:
     if backbone.device.type == "cuda":
         budget = torch.cuda.mem_get_info(backbone.device)[0] / 2
     return max(1, int(budget // (14 * values * backbone.block_dtype.itemsize)))
-
-
-def score_pairs(
-    model: AMMPL,
-    patches_BNV: Tensor,
-    pooled_BD: Tensor | None,
-    classes: Classes,
-    image_R: Tensor,
-    class_R: Tensor,
-    uniform_BCN: Tensor,
-    step: int,
-) -> Tensor:
-    """Return the training logits (R,) of some (image, class) pairs; the same as :meth:`AMMPL.forward` gives them.
-
-    Args:
-        image_R: each pair's image.
-        class_R: each pair's class.
-        uniform_BCN: the step's mask noise, from :meth:`AMMPL.training_noise`.
-    """
-    assert model.image_prompt is not None
-    few, place_R = class_R.unique(return_inverse=True)
-    chosen = classes.at(few)
-    rows_C = model.image_prompt.rows(chosen.trained_C)
-
-    alone_CD = model.text_alone(chosen)
-    alone_RD = alone_CD[place_R] if alone_CD is not None else None
-    mask_RN = model.image_prompt.mask.sample(rows_C[place_R], uniform_BCN[image_R, class_R][None], alone_RD)[0]
-    text_CV = model.text_to_image(alone_CD) if model.text_to_image is not None else None
-    paddings = model.image_prompt.paddings(rows_C, text_CV, step, alone_CD)
-    image_RD = model.image_prompt.features(patches_BNV[image_R], mask_RN, paddings, place_R)
-
-    if model.image_to_text is None:
-        assert alone_CD is not None
-        text_RD = alone_CD[place_R]
-    else:
-        pooled = model.config.interaction.image_source == "pooled" and pooled_BD is not None
-        source_RD = pooled_BD[image_R] if pooled and pooled_BD is not None else image_RD
-        text_RD = model.text_prompt.of_pairs(chosen, place_R, model.image_to_text(source_RD))
-    cosine_R = (F.normalize(image_RD, dim=-1) * F.normalize(text_RD, dim=-1)).sum(-1)
-    return model.backbone.logit_scale * cosine_R

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,23 @@ class Classes:
         if fixed_CD is not None:
             return Classes(names, self.trained_C[chosen], self.embeddings_CLT, self.ends_C, fixed_CD)
         return Classes(names, self.trained_C[chosen], self.embeddings_CLT[chosen], self.ends_C[chosen], None)
+
+
+@lru_cache(maxsize=16)
+def sentence_features(backbone: Backbone, template: str, names: tuple[str, ...]) -> Tensor:
+    """Return the features (C, D) of a hand-written sentence about each class, computed once a process.
+
+    Args:
+        backbone: the frozen towers.
+        template: the sentence, ``{}`` for the name.
+        names: of the classes.
+    """
+    return backbone.encode_texts([template.replace("{}", _readable(name)) for name in names])
+
+
+def _readable(name: str) -> str:
+    """Return a class's name as the field reads it: underscores are spaces."""
+    return name.replace("_", " ")
 
 
 class TextPrompt(nn.Module):
@@ -109,15 +127,13 @@ class TextPrompt(nn.Module):
             raise UserError(
                 "model.text.context", "with 'class', only trained classes have a context", got=new, fix="use 'shared'"
             )
-        # Names are read as the field does: underscores are spaces.
-        readable = [name.replace("_", " ") for name in names]
         if self.config.context == "fixed":
-            fixed = self.backbone.encode_texts([self.template.replace("{}", name) for name in readable])
+            fixed = sentence_features(self.backbone, self.template, tuple(names))
             nothing = torch.empty(len(names), 0, self.backbone.text_width)
             return Classes(tuple(names), trained, nothing, torch.empty(0), fixed)
         start, end = self.backbone.start_and_end_ids
         places = [start, *[0] * self.length, *self.kept_ids]
-        rows = [[*places, *self.backbone.token_ids(name + "."), end] for name in readable]
+        rows = [[*places, *self.backbone.token_ids(_readable(name) + "."), end] for name in names]
         longest = max(map(len, rows))
         if longest > self.backbone.context_length:
             raise UserError(

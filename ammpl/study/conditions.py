@@ -42,6 +42,7 @@ MATTERS: dict[str, Mapping[str, tuple[Scalar, ...]]] = {
     "model.tokens.depth": {"model.tokens.kind": ("visual", "coupled")},
     "training.mask_lr_multiplier": {"model.mask.kind": ("learned", "binary")},
     "training.probe_masks": {"model.mask.kind": ("learned", "binary")},
+    "model.candidates": _EACH_CLASS,
     "training.grad_tolerance": _EACH_CLASS,
     "training.chunk": _EACH_CLASS,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,9 @@ from ammpl.data.dataset import Split
 from ammpl.model.ammpl import AMMPL, MaskChange
 from ammpl.training.features import Pixels, chunks, patch_tokens, patches, pooled, pooled_features
 
+RECALL_IMAGES = 32
+"""At most so many images are scored among all classes, to see whether candidates hold the winner."""
+
 
 def scores(
     model: AMMPL,
@@ -21,6 +25,7 @@ def scores(
     pooled_nD: Tensor | None = None,
     patches_nNV: Tensor | None = None,
     change: MaskChange | None = None,
+    every_class: bool = False,
 ) -> Tensor:
     """Return evaluation logits (n, C) in fp32 on the CPU.
 
@@ -31,20 +36,22 @@ def scores(
         pooled_nD: frozen features of the unmasked images where they are known; computed where they are read.
         patches_nNV: patch tokens of all images where they are known; computed where they are read.
         change: makes others of the evaluation masks.
+        every_class: score the classes that are no candidates too; else these get minus infinity.
     """
     model.eval()
     classes = model.classes(class_names)
     if pooled_nD is None and model.reads_pooled:
         pooled_nD = pooled(model.backbone, pixels, count)
-    passes = len(class_names) if model.masks_each_class else 1 if model.reads_patches else 0
-    texts = len(class_names) if model.image_to_text is not None else 0
+    scored = len(class_names) if every_class else min(model.config.candidates or len(class_names), len(class_names))
+    passes = scored if model.masks_each_class else 1 if model.reads_patches else 0
+    texts = scored if model.image_to_text is not None else 0
     logits = []
     for chosen in chunks(model.backbone, count, passes, texts):
         patches_BNV = None if patches_nNV is None else patches_nNV[chosen]
         if patches_BNV is None and model.reads_patches:
             patches_BNV = patches(model.backbone, pixels(chosen))
         pooled_BD = pooled_nD[chosen] if pooled_nD is not None else None
-        logits.append(model.predict(patches_BNV, pooled_BD, classes, change))
+        logits.append(model.predict(patches_BNV, pooled_BD, classes, change, every_class))
     return torch.cat(logits).float().cpu()
 
 
@@ -58,12 +65,33 @@ def evaluate(model: AMMPL, split: Split, change: MaskChange | None = None) -> di
 
     Returns:
         ``accuracy`` in [0, 1] over all images (not a mean over classes), and ``loss``, the mean cross-entropy in nats.
+        Where candidates leave out classes, an image whose class is none of its candidates is wrong, and its loss is as
+        if its class were one more candidate with the lowest of their scores; and in addition ``winner_recall``: the
+        share of images whose winner among all classes is a candidate, of 32 at most, evenly spread over the split.
     """
     pooled_nD = pooled_features(model.backbone, split) if model.reads_pooled else None
     patches_nNV = patch_tokens(model.backbone, split) if model.reads_patches else None
     logits_nC = scores(model, split.pixels, len(split), split.class_names, pooled_nD, patches_nNV, change)
     correct = int((logits_nC.argmax(-1) == split.labels).sum())
-    return {"accuracy": correct / len(split), "loss": F.cross_entropy(logits_nC, split.labels).item()}
+    result = {"accuracy": correct / len(split)}
+    if model.config.candidates is not None and model.config.candidates < len(split.class_names):
+        lowest_n1 = logits_nC.where(logits_nC > -torch.inf, torch.inf).amin(-1, keepdim=True)
+        missed_nC = F.one_hot(split.labels, logits_nC.shape[1]).bool() & (logits_nC == -torch.inf)
+        logits_nC = logits_nC.where(~missed_nC, lowest_n1)
+        if change is None:
+            assert pooled_nD is not None
+            result["winner_recall"] = _winner_recall(model, split, pooled_nD)
+    return {**result, "loss": F.cross_entropy(logits_nC, split.labels).item()}
+
+
+def _winner_recall(model: AMMPL, split: Split, pooled_nD: Tensor) -> float:
+    """Return the share of some images whose winner among all classes is a candidate."""
+    every = math.ceil(len(split) / RECALL_IMAGES)
+    some, pooled_mD = split.at(range(0, len(split), every)), pooled_nD[::every]
+    logits_mC = scores(model, some.pixels, len(some), split.class_names, pooled_mD, every_class=True)
+    candidates_mC = model.candidates(pooled_mD, model.classes(split.class_names))
+    assert candidates_mC is not None
+    return candidates_mC.cpu().gather(1, logits_mC.argmax(-1, keepdim=True)).float().mean().item()
 
 
 def harmonic_mean(base: float, new: float) -> float:

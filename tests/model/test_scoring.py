@@ -68,6 +68,63 @@ def test_two_passes_equal_one_graph(values, chunk, backbone64, images):
         assert gradient.abs().max() > 0, name
 
 
+def masked_by_candidates(model, patches, pooled, classes):
+    """Loss and gradients over the candidates and the true class, from the scores of every class."""
+    zero_shot = model.backbone.encode_texts([f"a photo of a {name}." for name in classes.names])
+    ranking = F.normalize(pooled, dim=-1) @ F.normalize(zero_shot, dim=-1).T
+    kept = ranking.argsort(descending=True).argsort() < model.config.candidates
+    kept[torch.arange(len(LABELS)), LABELS] = True
+    model.zero_grad()
+    logits = model(patches, pooled, classes, STEP)
+    loss = F.cross_entropy(logits.masked_fill(~kept, -torch.inf), LABELS)
+    loss.backward()
+    return int(kept.sum()), loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("scope", ["class", "text"])
+@pytest.mark.parametrize("candidates", [2, 3])
+@pytest.mark.parametrize("chunk", [1, 4, 99])
+def test_candidates_equal_a_softmax_over_them(scope, candidates, chunk, backbone64, images):
+    """The masks' noise is that of every class, so that the same scores come out of fewer passes."""
+    chosen = config(mask__scope=scope, candidates=candidates, padding__depth=2)
+    model = randomize(AMMPL(chosen, backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    pairs, loss, expected = masked_by_candidates(model, *arguments)
+    assert candidates * len(LABELS) < pairs < len(NAMES) * len(LABELS)  # some true classes were no candidates
+    done, found = two_passes(model, *arguments, chunk=chunk)
+    torch.testing.assert_close(done.loss, loss)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], msg=name, **CLOSE)
+    done, _ = two_passes(model, *arguments, chunk=chunk, tolerance=2.0)
+    assert done.skipped == 1
+
+
+@pytest.mark.parametrize("candidates", [4, 9])
+def test_as_many_candidates_as_classes_are_exact(candidates, backbone64, images):
+    exact = randomize(AMMPL(config(), backbone64, NAMES, SEEDS))
+    model = randomize(AMMPL(config(candidates=candidates), backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    _, expected = one_graph(exact, *arguments)
+    _, found = two_passes(model, *arguments, chunk=6)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], msg=name, **CLOSE)
+    assert torch.equal(model.predict(*arguments), exact.predict(*arguments))
+
+
+@pytest.mark.parametrize("evaluation", ["threshold", "samples"])
+def test_evaluation_scores_the_candidates_and_no_other_class(evaluation, backbone64, images):
+    chosen = config(candidates=2, mask__evaluation=evaluation)
+    model = randomize(AMMPL(chosen, backbone64, NAMES, SEEDS))
+    arguments = (*inputs(model, images), model.classes(NAMES))
+    found, every = model.predict(*arguments), model.predict(*arguments, every_class=True)
+    scored = found > -torch.inf
+    assert torch.equal(scored, model.candidates(*arguments[1:])) and (scored.sum(-1) == 2).all()
+    if evaluation == "threshold":
+        torch.testing.assert_close(found[scored], every[scored], **CLOSE)
+    else:
+        torch.testing.assert_close(found.exp().sum(-1), torch.ones(len(images)).double(), **CLOSE)
+
+
 def test_classes_in_another_order_and_number(backbone64, images):
     """As with candidates, or a part of the classes: rows of the matrix follow the names."""
     model = randomize(AMMPL(config(), backbone64, NAMES, SEEDS))

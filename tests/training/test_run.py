@@ -32,7 +32,7 @@ def numbers(config, folder):
     [
         ("ammpl", TASK),
         ("ammpl", {**SMALL, "model.padding.depth": 2}),
-        ("ammpl", {**SMALL, "model.mask.scope": "text"}),
+        ("ammpl", {**SMALL, "model.mask.scope": "text", "model.candidates": 4}),
         ("coop", {**SMALL, "training.batch_size": 8}),
         ("cocoop", {**SMALL, "training.batch_size": 2}),
         ("vpt", SMALL),
@@ -184,6 +184,33 @@ def test_the_matrix_finds_patches_that_carry_nothing(noisy_ring, tmp_path):
         p = tensors.get_tensor("image_prompt.mask.matrix_GN").sigmoid()
     # Not near 1: the digits' own margin carries little too. An idle matrix has .5.
     assert roc_auc_score(~noisy_ring.flatten(), p[0]) > 0.7
+
+
+def test_a_class_missed_by_the_candidates_is_wrong():
+    """With K = 2 of 10: accuracy, loss and recall as from the scores of every class."""
+    from ammpl.training.evaluation import evaluate, scores
+    from ammpl.training.features import pooled_features
+    from ammpl.training.run import _model, _open
+
+    config = resolve("ammpl", {**SMALL, "data.validation_shots": 6, "model.candidates": 2, "model.text.init": "a"})
+    backbone, task = _open(config, None)
+    model, split = _model(config, backbone, task), task.validation
+    found = evaluate(model, split)
+    exact = _model(config.with_values({"model.candidates": None}), backbone, task)
+    logits = scores(exact, split.pixels, len(split), split.class_names)
+    candidates = model.candidates(pooled_features(backbone, split), model.classes(split.class_names))
+    kept = logits.masked_fill(~candidates, -torch.inf)
+    missed = ~candidates[torch.arange(len(split)), split.labels]
+    assert missed.any() and found["accuracy"] == (kept.argmax(-1) == split.labels).double().mean().item()
+    losses = []
+    for row, label in zip(kept, split.labels, strict=True):
+        pair = row[row > -torch.inf]
+        own = row[label] if row[label] > -torch.inf else pair.min()
+        losses.append((torch.cat([pair, own[None]]) if row[label] == -torch.inf else pair).logsumexp(0) - own)
+    assert found["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    winners = candidates.gather(1, logits.argmax(-1, keepdim=True))[::2]  # every second of 60: at most 32
+    assert found["winner_recall"] == pytest.approx(winners.float().mean().item())
+    assert "winner_recall" not in evaluate(exact, split)
 
 
 def test_class_scope_in_chunks_trains_as_one_graph_does(tmp_path):
