@@ -13,11 +13,13 @@ from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
 from ammpl.study.budget import duration_text
-from ammpl.study.ray_worker import Parcel
+from ammpl.study.ray_worker import Parcel, Resources
 from ammpl.study.trial import State, Trial
 from ammpl.study.worker import End, Ready
 
 RETRIES = 2  # times that a trial whose worker died is run again
+
+OUT_OF_MEMORY = " (with a GPU to itself; a smaller training.batch_size or training.chunk needs less)"
 
 Value = TypeVar("Value")
 
@@ -32,7 +34,7 @@ class Bridge:
 
     Args:
         start: returns the plan; called once.
-        concurrency: trials at a time.
+        resources: what a trial gets, and how many run at a time.
         prepares: whether workers prepare themselves.
         asked_to_stop: returns whether no more trials are to be handed out; asked where one could be.
 
@@ -46,7 +48,7 @@ class Bridge:
     def __init__(
         self,
         start: Callable[[], StudyPlan],
-        concurrency: int,
+        resources: Resources,
         prepares: bool,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ):
@@ -56,11 +58,14 @@ class Bridge:
         self.stopped = False
         self._asked_to_stop = asked_to_stop
         self._start = start
-        self._concurrency = concurrency
-        self._to_prepare = concurrency if prepares else 0
+        self._resources = resources
+        self._to_prepare = resources.concurrency if prepares else 0
         self._preparing: set[str] = set()
         self._ready = not prepares
         self._active: dict[str, Trial] = {}
+        self._alone: deque[Trial] = deque()  # out of memory on a shared GPU: to have a whole one
+        self._with_whole_gpu: set[str] = set()  # Ray trials
+        self._without_worker: str | None = None  # one of those that waits for its GPU
         self._lost: deque[Trial] = deque()
         self._losses: dict[str, int] = {}
         self._since: dict[str, float] = {}  # when an active trial's worker took it
@@ -82,11 +87,18 @@ class Bridge:
         """Take the death of a Ray trial's worker."""
         self._safely(lambda: self._lose(ray_id), None)
 
-    def is_overdue(self, ray_id: str) -> bool:
-        """Return whether a Ray trial, which has a worker now, has had it for longer than a trial may take.
+    @property
+    def waits_for_gpu(self) -> bool:
+        """Whether a trial is to have a GPU that others share: idle workers have to leave it."""
+        return bool(self._alone) or self._without_worker is not None
 
-        It says so once; the worker is to be killed, since it may never return from a step.
+    def has_worker(self, ray_id: str) -> bool:
+        """Take note that a Ray trial has a worker; return whether that is to be killed, for the trial takes too long.
+
+        It says so once. The worker may never return from a step.
         """
+        if ray_id == self._without_worker:
+            self._without_worker = None
         limit = None if self.plan is None else self.plan.space.budget.trial_seconds
         if limit is None or ray_id not in self._active or ray_id in self._overdue:
             return False
@@ -98,12 +110,12 @@ class Bridge:
     def _suggest(self, ray_id: str) -> Any:
         if self.stopping.is_set():
             return Searcher.FINISHED
-        if len(self._active) + len(self._preparing) >= self._concurrency:
+        if self._without_worker is not None or self._slots_used() >= self._resources.concurrency:
             return None
         if self._to_prepare:
             self._to_prepare -= 1
             self._preparing.add(ray_id)
-            return {"trial": None}
+            return {"trial": None, "gpus": self._resources.gpus}
         if not self._ready:
             return None
         if self.plan is None:
@@ -112,11 +124,31 @@ class Bridge:
         if self.stopped or self._asked_to_stop():
             self.stopped = True
             return Searcher.FINISHED
+        if self._alone:
+            return self._suggest_alone(ray_id)
         trial = self._lost.popleft() if self._lost else self.plan.next()
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED
         self._active[ray_id] = trial
-        return {"trial": Parcel(trial)}
+        return {"trial": Parcel(trial), "gpus": self._resources.gpus}
+
+    def _suggest_alone(self, ray_id: str) -> Any:
+        """Hand out a trial that is to have a whole GPU once so many others have ended that one can fall empty.
+
+        Until it has its worker nothing else is handed out, so that none begins on the GPU that falls empty.
+        """
+        if self._slots_used() + self._resources.trials_a_gpu > self._resources.concurrency:
+            return None
+        trial = self._alone.popleft()
+        self._active[ray_id] = trial
+        self._with_whole_gpu.add(ray_id)
+        self._without_worker = ray_id
+        return {"trial": Parcel(trial), "gpus": 1.0}
+
+    def _slots_used(self) -> int:
+        """Return how many trials at a time those that run count as."""
+        more = len(self._with_whole_gpu) * (self._resources.trials_a_gpu - 1)
+        return len(self._active) + len(self._preparing) + more
 
     def _report(self, ray_id: str, news: Any) -> Any:
         trial = self._active.get(ray_id)
@@ -130,13 +162,16 @@ class Bridge:
                 raise news.error
             self._ready = True
             return
-        trial = self._take(ray_id)
+        trial, gpus = self._take(ray_id)
         if trial is None:
             return
-        if isinstance(news, End) and news.failure is not None:
-            self._plan.finish(trial, news.seconds, state=State.FAILED, reason=news.failure)
+        if not isinstance(news, End) or news.failure is None:
+            self._plan.finish(trial, news.seconds, gpus=gpus)
+        elif news.out_of_memory and 0 < gpus < 1:
+            self._alone.append(trial)
         else:
-            self._plan.finish(trial, news.seconds)
+            reason = news.failure + (OUT_OF_MEMORY if news.out_of_memory else "")
+            self._plan.finish(trial, news.seconds, state=State.FAILED, reason=reason, gpus=gpus)
 
     def _lose(self, ray_id: str) -> None:
         if ray_id in self._preparing:
@@ -146,26 +181,35 @@ class Bridge:
             self._to_prepare += not self._ready
             return
         overdue = ray_id in self._overdue
-        trial = self._take(ray_id)
+        alone = ray_id in self._with_whole_gpu
+        trial, gpus = self._take(ray_id)
         if trial is None:
             return
         if overdue:
             limit = self._plan.space.budget.trial_seconds or 0.0
             reason = f"did not end within its time of {duration_text(limit)} (budget.trial_time)"
-            self._plan.finish(trial, limit, state=State.FAILED, reason=reason)
+            self._plan.finish(trial, limit, state=State.FAILED, reason=reason, gpus=gpus)
             return
         losses = self._count_loss(trial.key)
         if losses <= RETRIES:
-            self._lost.append(trial)
+            (self._alone if alone else self._lost).append(trial)
         else:
-            self._plan.finish(trial, state=State.LOST, reason=f"its worker process died {losses} times")
+            reason = f"its worker process died {losses} times"
+            self._plan.finish(trial, state=State.LOST, reason=reason, gpus=gpus)
 
-    def _take(self, ray_id: str) -> Trial | None:
-        """Return the trial of a Ray trial that has ended; None if there is none, or the study is ending."""
+    def _take(self, ray_id: str) -> tuple[Trial | None, float]:
+        """Return the trial of a Ray trial that has ended, and the GPUs that it held.
+
+        None if there is none, or the study is ending.
+        """
         self._since.pop(ray_id, None)
         self._overdue.discard(ray_id)
+        if ray_id == self._without_worker:
+            self._without_worker = None
+        gpus = 1.0 if ray_id in self._with_whole_gpu else self._resources.gpus
+        self._with_whole_gpu.discard(ray_id)
         trial = self._active.pop(ray_id, None)
-        return None if self.stopping.is_set() else trial
+        return None if self.stopping.is_set() else trial, gpus
 
     def _count_loss(self, key: str) -> int:
         self._losses[key] = self._losses.get(key, 0) + 1

@@ -59,17 +59,15 @@ class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
 class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
     """Stops a trial when the plan says so. Ray asks it before the searcher, and not on the last result."""
 
-    def __init__(self, bridge: Bridge | None, concurrency: int):
+    def __init__(self, bridge: Bridge | None, resources: Resources):
         super().__init__()
         self._bridge = bridge
-        self._concurrency = concurrency
-        self._keeps_actors = self._killed = False
+        self._resources = resources
+        self._kept = 0
+        self._killed = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
-        if not self._keeps_actors:
-            tune_controller._actor_cache.increase_max(trial.placement_group_factory, self._concurrency)
-            self._keeps_actors = True
+        """Nothing: the searcher has just made it."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         assert self._bridge is not None
@@ -90,13 +88,17 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         Kills workers that cannot be waited for: all at the end on request, one whose trial takes too long.
         """
         assert self._bridge is not None
+        # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
+        kept = 0 if self._bridge.waits_for_gpu else self._resources.concurrency
+        tune_controller._actor_cache.increase_max(self._resources.bundle(self._resources.gpus), kept - self._kept)
+        self._kept = kept
         ending = self._bridge.stopping.is_set()
         if self._killed:
             return
         self._killed = ending  # Ray would let each worker finish its step, which may take minutes
         for trial in tune_controller.get_live_trials():
             actor = trial.temporary_state.ray_actor
-            if actor is not None and (ending or self._bridge.is_overdue(trial.trial_id)):
+            if actor is not None and (ending or self._bridge.has_worker(trial.trial_id)):
                 ray.kill(actor)
 
     def debug_string(self) -> str:
@@ -106,7 +108,7 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         return self
 
     def __reduce__(self) -> Any:
-        return _PlanScheduler, (None, self._concurrency)
+        return _PlanScheduler, (None, self._resources)
 
 
 class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
@@ -150,17 +152,16 @@ def run_plan(
     Returns:
         Whether the plan ran to its end, rather than being interrupted or stopped.
     """
-    bridge = Bridge(start, resources.concurrency, prepares=prepare is not None, asked_to_stop=asked_to_stop)
-    wanted = {"cpu": resources.cpus, "gpu": resources.gpus} if resources.gpus else {"cpu": resources.cpus}
+    bridge = Bridge(start, resources, prepares=prepare is not None, asked_to_stop=asked_to_stop)
     with (
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, prepare, folder, resources), wanted),
+            tune.with_resources(worker_class(execute, prepare, folder, resources), _bundle(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
-                scheduler=_PlanScheduler(bridge, resources.concurrency),
+                scheduler=_PlanScheduler(bridge, resources),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -182,6 +183,10 @@ def run_plan(
     if not completed and bridge.plan is not None:
         bridge.plan.interrupt(INTERRUPTED)
     return completed
+
+
+def _bundle(resources: Resources) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    return lambda config: resources.bundle(config["gpus"])
 
 
 @contextlib.contextmanager

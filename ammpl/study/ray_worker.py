@@ -30,6 +30,15 @@ class Resources:
     cpus: int = 1
     gpus: float = 0.0
 
+    @property
+    def trials_a_gpu(self) -> int:
+        """How many trials share a GPU, at most as many as run at a time; 1 without GPUs or with whole ones."""
+        return min(self.concurrency, int(1 / self.gpus + 1e-9)) if 0 < self.gpus < 1 else 1
+
+    def bundle(self, gpus: float) -> tune.PlacementGroupFactory:
+        """Return, in Ray's words, what a trial with so many GPUs gets."""
+        return tune.PlacementGroupFactory([{"CPU": self.cpus, "GPU": gpus} if gpus else {"CPU": self.cpus}])
+
 
 class Parcel:
     """A trial on its way to a worker.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -27,10 +29,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class End:
-    """A trial ran out (``failure`` is None) or raised."""
+    """A trial ran out (``failure`` is None) or raised, perhaps for want of GPU memory."""
 
     seconds: float
     failure: str | None = None
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,42 @@ class Attempt:
             step, metrics = next(self._evaluations)
             return Evaluation(int(step), {name: float(value) for name, value in metrics.items()}, self._seconds())
         except StopIteration:
+            _release_memory()
             return End(self._seconds())
         except Exception as error:
             text = " ".join(str(error).split())
             reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
             with contextlib.suppress(OSError):  # on a full disk the reason is all there is
                 (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            return End(self._seconds(), reason)
+            end = End(self._seconds(), reason, _is_out_of_memory(error))
+        # Only here are the frames gone that the exception held, with all their tensors.
+        _release_memory()
+        return end
 
     def close(self) -> None:
         """Stop the trial where it is, so that the execute's own clean-up runs."""
         close = getattr(self._evaluations, "close", None)
         if close is not None:
             close()
+            _release_memory()
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception is that a GPU's memory did not suffice; told by names, since this may run without torch."""
+    texts = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+
+
+def _release_memory() -> None:
+    """Give memory that PyTorch keeps for later back to the GPU, where the trials that share it can have it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def execute(trial: Trial, folder: Path, home: DataHome | None = None) -> Iterator[tuple[int, dict[str, float]]]:
