@@ -40,8 +40,8 @@ examples:
   python tune.py search_spaces/ablation_mask.yaml   variants on the same repeats
   python tune.py my.yaml --trials 50 --shots 4 --set training.steps=200
 
-exit codes: 0 done, 1 no result (no trial completed, or ten in a row failed),
-2 something to mend (file, flag, disk), 130 interrupted"""
+exit codes: 0 done, 1 no result (no trial completed, or they all fail), 2
+something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
         "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"search or ablation (default: {DEFAULT_SPACE})"
     )

@@ -15,6 +15,8 @@ from ammpl.study.trial import FIRST_PHASES, Outcome, State, Trial
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")  # steps, sizes, addresses: not what makes two failures different
 _MOST_REASONS = 3
+FIRST_TRIALS = 5
+"""When all of them fail the same way, so would the others."""
 
 
 class Budget(Section):
@@ -28,7 +30,8 @@ class Budget(Section):
         gpu_hours: how long trials begin, in hours that the trials that have ended held a GPU, times its share.
         target: no trial begins once a configuration's objective is as good as this. Of a search only.
         patience: no trial begins once so many ended, one after the other, none better than the best. Of a search only.
-        failures: the study ends once so many trials of it FAILED or were LOST one after the other.
+        failures: the study ends once so many trials of it FAILED or were LOST one after the other; it ends sooner
+            where the first five all did so the same way.
         trial_time: how long a trial of any phase may run; one that does not end by then is FAILED.
     """
 
@@ -79,7 +82,8 @@ class Spending:
         self._gpu_seconds = 0.0
         self._best: tuple[str, float] | None = None  # candidate and objective
         self._since_best = 0
-        self._failures: list[str] = []
+        self._failures: list[str] = []  # the reasons, since a trial last ended well
+        self._worked = False  # whether one ever has
 
     def trial_ended(self, trial: Trial, outcome: Outcome) -> None:
         """Count a trial that ran; one that was answered from a record did not."""
@@ -90,6 +94,7 @@ class Spending:
             self._failures.append(outcome.reason or "")
         else:
             self._failures.clear()
+            self._worked = True
 
     def configuration_ended(self, candidate: str, value: float | None) -> None:
         """Count a configuration of the search; ``value`` is its objective, None if it has none that counts."""
@@ -118,6 +123,9 @@ class Spending:
 
     def hopeless(self) -> str | None:
         """Return why the study is to end; None if it may go on."""
+        first = [_NUMBER.sub("#", reason) for reason in self._failures[:FIRST_TRIALS]]
+        if not self._worked and len(first) == FIRST_TRIALS and len(set(first)) == 1:
+            return f"the first {FIRST_TRIALS} trials all failed the same way: {self._failures[FIRST_TRIALS - 1]}"
         last = self._failures[-self._budget.failures :]
         if len(last) < self._budget.failures:
             return None

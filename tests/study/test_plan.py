@@ -104,11 +104,26 @@ def _broken(trial: Trial, folder: Path) -> Any:
     yield
 
 
-def test_a_study_whose_trials_fail_one_after_the_other_stops(tmp_path: Path) -> None:
+def test_a_study_whose_first_five_trials_fail_the_same_way_stops(tmp_path: Path) -> None:
     plan, recorder = _run(tmp_path, _broken, confirm={"top": 1, "repeats": 1})
-    assert plan.stopped == "10 trials in a row failed: 10 × RuntimeError: step 9 at 0x7f9: loss is nan"
-    assert [trial.key for trial in recorder.started] == [f"search-{number:04d}" for number in range(10)]
+    assert plan.stopped == "the first 5 trials all failed the same way: RuntimeError: step 4 at 0x7f4: loss is nan"
+    assert [trial.key for trial in recorder.started] == [f"search-{number:04d}" for number in range(5)]
     assert (plan.next(), plan.winner, plan.best(1)) == (FINISHED, None, [])
+
+
+def test_a_study_stops_when_ten_trials_in_a_row_fail_for_whatever_reasons(tmp_path: Path) -> None:
+    def run(trial: Trial, folder: Path) -> Any:
+        if trial.number == 1:
+            yield 10, {"validation/accuracy": 0.5}
+            return
+        if trial.number == 3:
+            raise ValueError("something else")
+        yield from _broken(trial, folder)
+
+    plan, recorder = _run(tmp_path, run, pruner={"name": "none"})
+    expected = "9 × RuntimeError: step 11 at 0x7f11: loss is nan; 1 × ValueError: something else"
+    assert plan.stopped == f"10 trials in a row failed: {expected}"
+    assert len(recorder.started) == 12
 
 
 def test_the_reasons_of_failures_in_a_row_are_told_apart_but_for_their_numbers(tmp_path: Path) -> None:
@@ -157,7 +172,7 @@ def test_several_at_a_time_what_runs_goes_on_when_a_study_stops(tmp_path: Path) 
     for trial in trials[4::-1]:  # the last to end is not the last that began
         assert plan.stopped is None
         plan.finish(trial, 1.0, state=State.LOST, reason="its worker process died 3 times")
-    assert plan.stopped == "5 trials in a row failed: 5 × its worker process died 3 times"
+    assert plan.stopped == "the first 5 trials all failed the same way: its worker process died 3 times"
     assert plan.next() is FINISHED
     plan.report(trials[5], 10, {"validation/accuracy": 0.5})
     assert plan.finish(trials[5]).state is State.COMPLETE

@@ -196,7 +196,7 @@ def test_a_study_that_stops_itself_is_the_same(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(_Runs, "__call__", broken)
     result = _check_every_cut(_space("tpe", "none", budget={"trials": 8, "failures": 5}), tmp_path)
-    assert result["summary"]["stopped"] == "5 trials in a row failed: 5 × RuntimeError: no step 4"
+    assert result["summary"]["stopped"] == "the first 5 trials all failed the same way: RuntimeError: no step 4"
 
 
 @pytest.mark.parametrize(

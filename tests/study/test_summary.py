@@ -137,8 +137,8 @@ def test_why_a_study_stopped_itself_is_in_its_summary(tmp_path: Path) -> None:
         yield
 
     summary, _ = _summary(tmp_path, broken)
-    assert summary.as_dict()["stopped"] == "10 trials in a row failed: 10 × RuntimeError: broken"
-    assert summary.counts == {"search": {"FAILED": 10}}
+    assert summary.as_dict()["stopped"] == "the first 5 trials all failed the same way: RuntimeError: broken"
+    assert summary.counts == {"search": {"FAILED": 5}}
     assert _summary(tmp_path)[0].as_dict()["stopped"] is None
 
 
