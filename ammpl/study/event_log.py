@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class History:
         """The wall time of all sessions, each from its begin to its last event."""
         total, began, last = 0.0, None, None
         for line in self.lines:
+            if line.event["event"] == "ended":  # written by the clock, after the last trial
+                continue
             at = datetime.fromisoformat(line.event["time"])
             if began is None or last is None or line.event["event"] == "session":
                 total += _seconds(began, last)
@@ -150,6 +152,7 @@ class EventLog:
         self._owed = deque(self.history.told)
         self._earlier = self.history.seconds
         self._since: float | None = None
+        self._opened = datetime.now(UTC), time.monotonic()
         self._has_session = False
         if path.exists():
             os.truncate(path, self.history.size)
@@ -228,7 +231,9 @@ class EventLog:
             )
 
     def _append(self, event: Event) -> datetime:
-        now = datetime.now(UTC)
+        # A machine's clock may be set while a study runs; what is between two events must be the time that passed.
+        opened, since = self._opened
+        now = opened + timedelta(seconds=time.monotonic() - since)
         line = {"event": event["event"], "time": now.isoformat(), **event}
         self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
         self._file.flush()

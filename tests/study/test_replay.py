@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ammpl.errors import UserError
+from ammpl.study import event_log, records
 from ammpl.study.ablation import AblationPlan, StudyPlan
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
 from ammpl.study.ablation_summary import summarize_study
@@ -399,6 +402,32 @@ def _study_of_one_second_a_trial(space: StudySpace, folder: Path, trials: int) -
             lines.append(json.dumps({**json.loads(lines[0]), "time": f"2026-01-01T{hour}:00:{at:09.6f}+00:00"}) + "\n")
         lines.append(json.dumps({**event, "time": f"2026-01-01T{hour}:00:{at:09.6f}+00:00"}) + "\n")
     return lines
+
+
+def test_a_clock_that_is_set_while_a_study_runs_changes_no_duration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = iter([timedelta(0), timedelta(hours=-5), timedelta(days=3)] * 100)
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + next(jumps)
+
+    monkeypatch.setattr(event_log, "datetime", Jumping)
+    monkeypatch.setattr(records, "datetime", Jumping)
+    space, began = _space("tpe", "none", budget={"trials": 4, "time": "1h"}), time.monotonic()
+    for evaluations in (20, 1000):
+        session = _open(space, tmp_path)
+        if not _run_for(session, tmp_path, evaluations):
+            session.records.log.close()
+    session.records.close()
+    event_log.end_log(tmp_path / FILE)
+    assert session.plan.ended is None
+    assert 0 < read_history(tmp_path / FILE).seconds <= time.monotonic() - began
+    rows = pq.read_table(tmp_path / "trials").to_pylist()
+    assert {row["started"] <= row["ended"] for row in rows if row["key"] != "search-0002"} == {True}
+    assert all(row["seconds"] >= 0 for row in rows)
 
 
 def test_a_study_whose_time_was_used_up_does_not_begin_more_trials(tmp_path: Path) -> None:
