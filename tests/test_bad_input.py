@@ -221,7 +221,10 @@ def test_checkpoints(
         (["--gpus-per-trial", "1"], "--gpus-per-trial: the cluster has none, got 1.0. Fix: leave it out, or give 0"),
         (["--gpus-per-trial", "-1"], "--gpus-per-trial: must be at least 0, got -1.0"),
         (["--output", "/proc/study"], "--output: cannot be created (No such file or directory), got '/proc/study'"),
-        (["--tracking-uri", "nonsense://x"], "--tracking-uri: the MLflow store cannot be used ("),
+        (
+            ["--output", "new/study", "--tracking-uri", "nonsense://x"],
+            "--tracking-uri: the MLflow store cannot be used (",
+        ),
     ],
 )
 def test_what_only_a_connected_ray_shows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -93,19 +94,26 @@ def _fix(output: Path) -> str:
     return (resume if (output / "study.yaml").is_file() else "") + "name another"
 
 
-def check_output(output: Path | None) -> None:
-    """Raise UserError if a study folder exists already; one is never overwritten."""
-    if output is None:
-        return
+def check_output(output: Path | None) -> Path:
+    """Return the nearest folder that is there already, for :func:`remove_folder`.
+
+    Args:
+        output: the study folder; None means one below ``studies``.
+
+    Raises:
+        UserError: it exists already and is not empty (none is ever overwritten), or cannot be created.
+    """
+    given, output = output, output or Path("studies")
     try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if given is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError("--output", _TAKEN, got=str(output), fix=_fix(output))
-        there = next(path for path in (output, *output.absolute().parents) if path.exists())
+        there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     except OSError as error:  # a name that is too long, or a folder that may not be entered
         raise UserError("--output", f"cannot be used ({error.strerror})", got=str(output), fix=ELSEWHERE) from None
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "it may not be written to" if there.is_dir() else "it is a file"
         raise UserError("--output", f"cannot be created below {there} ({problem})", got=str(output), fix=ELSEWHERE)
+    return there
 
 
 def create_folder(name: str, output: Path | None, now: Callable[[], datetime] = datetime.now) -> Path:
@@ -139,6 +147,20 @@ def create_folder(name: str, output: Path | None, now: Callable[[], datetime] = 
     except OSError as error:
         raise UserError("--output", f"cannot be created ({error.strerror})", got=str(folder), fix=ELSEWHERE) from None
     return folder
+
+
+def remove_folder(folder: Path, there: Path) -> None:
+    """Remove the folder of a study that did not begin, and the folders above it that were made for it.
+
+    Args:
+        there: what was there before, as :func:`check_output` says.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in folder.absolute().parents:
+        if parent == there or not parent.is_relative_to(there):
+            break
+        with contextlib.suppress(OSError):  # another study is in it
+            parent.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ammpl.errors import UserError
 from ammpl.study.ablation import StudyPlan
-from ammpl.study.event_log import EventLog, History, study_sha256
+from ammpl.study.event_log import FILE, EventLog, History, study_sha256
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.trial import State
 
@@ -32,9 +32,12 @@ def check_unchanged(folder: Path, history: History) -> StudySpace:
     """Return the space of a study that goes on.
 
     Raises:
-        UserError: it cannot be read, or is not what the study began with.
+        UserError: it cannot be read, is not what the study began with, or the log is not there.
     """
     space = read_space(folder / "study.yaml")
+    if not history.session and (folder / "trials" / "trials.parquet").exists():
+        rule = "does not say how the study began, though there are results: they would be overwritten"
+        raise UserError(str(folder / FILE), rule, fix="put back the file of old, or run study.yaml as a new study")
     if history.session and history.session["study_sha256"] != study_sha256(folder):
         fix = "put back the file of old, or run the new one as a study of its own"
         raise UserError(str(folder / "study.yaml"), "is not the file that the study began with", fix=fix)

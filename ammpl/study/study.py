@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +25,15 @@ from ammpl.study.budget import trials_text
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
 from ammpl.study.event_log import FILE, end_log, read_history
-from ammpl.study.folder import ELSEWHERE, check_output, create_folder, is_asked_to_stop, locked, write_text
+from ammpl.study.folder import (
+    ELSEWHERE,
+    check_output,
+    create_folder,
+    is_asked_to_stop,
+    locked,
+    remove_folder,
+    write_text,
+)
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.preparation import DataNotes, prepare_data
@@ -86,13 +92,13 @@ def run_study(
     Raises:
         UserError: something the user can mend, found before any trial; nothing is left behind then.
     """
-    check_output(options.output)
+    there = check_output(options.output)
     task = _task(space, options, execute)
     with started(options.tracking, options.tracking_uri, None) as views, ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         with locked(folder):
-            session = _Session(space, folder, options, observers, task.notes, views)
+            session = _Session(space, folder, options, observers, task.notes, views, there=there)
             return session.run(task, resources)
 
 
@@ -123,12 +129,12 @@ def resume_study(
             return None
         space = check_unchanged(folder, history)
         if history.has_ended:
-            session = _Session(space, folder, options, observers, DataNotes(), resumes=True)
+            session = _Session(space, folder, options, observers, DataNotes())
             session.replay()
             with started(options.tracking, options.tracking_uri, folder) as session.views:
                 return session.deliver()
         task = _task(space, options, execute)
-        session = _Session(space, folder, options, observers, task.notes, resumes=True)
+        session = _Session(space, folder, options, observers, task.notes)
         session.replay()
         with (
             started(options.tracking, options.tracking_uri, folder) as session.views,
@@ -156,7 +162,10 @@ def _task(space: StudySpace, options: Options, execute: Execute | None) -> _Task
 
 
 class _Session:
-    """The observers and the plan of one run, from the first ready worker to the summary."""
+    """The observers and the plan of one run, from the first ready worker to the summary.
+
+    ``there`` is what was there before the folder of a new study, None for a study that goes on.
+    """
 
     def __init__(
         self,
@@ -167,7 +176,7 @@ class _Session:
         notes: DataNotes,
         views: Views | None = None,
         *,
-        resumes: bool = False,
+        there: Path | None = None,
     ):
         self.views = views or Views(None)
         self._space = space
@@ -175,7 +184,7 @@ class _Session:
         self._folder = folder
         self._options = options
         self._extra = observers
-        self._resumes = resumes
+        self._there, self._resumes = there, there is None
         self._started = self._stopped = False
 
     def run(self, task: _Task, resources: Resources) -> StudySummary:
@@ -272,12 +281,8 @@ class _Session:
     def end(self, completed: bool) -> StudySummary | None:
         """Write and return what came out; None if nothing had started; nothing is left behind of a new study then."""
         if not self._started:
-            if self._resumes:
-                return None
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if self._options.output is None:
-                with contextlib.suppress(OSError):  # "studies", unless it holds others
-                    self._folder.parent.rmdir()
+            if self._there is not None:
+                remove_folder(self._folder, self._there)
             return None
         errors, stopped = [], None
         if isinstance(failure := self._observers.failure, OSError):

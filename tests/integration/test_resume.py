@@ -214,3 +214,9 @@ def test_folders_that_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "version" in error
+    (tmp_path / "study.yaml").write_text(dump_yaml(small_space().resolved()))
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "trials.parquet").write_bytes(b"results")  # and no log
+    assert cli.main(["resume", str(tmp_path)]) == 2
+    assert "events.jsonl: does not say how the study began, though there are results" in capsys.readouterr().err
+    assert (tmp_path / "trials" / "trials.parquet").read_bytes() == b"results"

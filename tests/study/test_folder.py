@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.folder import check_output, create_folder
+from ammpl.study.folder import check_output, create_folder, remove_folder
 
 
 def _noon() -> datetime:
@@ -91,3 +91,26 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_anything_starts() -
         process.join(60)
     rule = f"--output: cannot be created below {parent} (it may not be written to), got '{parent}/new/study'"
     assert answer == f"{rule}. Fix: free some space, or name a folder elsewhere with --output"
+
+
+@pytest.mark.parametrize(
+    ("before", "output", "left"),
+    [
+        ([], None, []),
+        (["studies/old"], None, ["studies", "studies/old"]),
+        (["empty"], Path("empty/a/b"), ["empty"]),
+        ([], Path("a/b"), []),
+        (["a/other"], Path("a/b"), ["a", "a/other"]),
+    ],
+)
+def test_a_study_that_did_not_begin_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str], output: Path | None, left: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in before:
+        Path(path).mkdir(parents=True)
+    there = check_output(output)
+    folder = create_folder("demo", output, _noon)
+    (folder / "study.yaml").write_text("version: 1\n")
+    remove_folder(folder, there)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
