@@ -46,6 +46,16 @@ something to mend (file, flag, disk), 130 interrupted"""
         "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"search or ablation (default: {DEFAULT_SPACE})"
     )
 
+    start = parser.add_argument_group("where it starts")
+    start.add_argument(
+        "--from", type=Path, metavar="STUDY", dest="origin", help="another study, e.g. studies/default-1"
+    )
+    start.add_argument(
+        "--best",
+        action="store_true",
+        help="its winner: what is not searched has its values, the rest begins with them (default: none)",
+    )
+
     study = parser.add_argument_group("what is studied (default: what the space file says)")
     study.add_argument("--trials", type=int, metavar="N", help="trials of the search or ablation, e.g. 50")
     study.add_argument("--time-budget", metavar="TIME", help="no trial of it begins after that time, e.g. 1h30m")
@@ -84,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _space(arguments: argparse.Namespace) -> StudySpace:
-    space = read_space(arguments.space or _default_space())
     flags = {
         "data.name": dataset_of(arguments.dataset),
         "data.skip_broken": arguments.skip_broken or None,
@@ -98,6 +107,7 @@ def _space(arguments: argparse.Namespace) -> StudySpace:
         if name in fixed:
             raise UserError(f"--set {name}", "is given twice on the command line")
         fixed[name] = value
+    space = _begin(arguments, fixed)
     if arguments.seed is not None:
         if not 0 <= arguments.seed < 2**32:
             raise UserError("--seed", "must be from 0 to 4294967295", got=arguments.seed)
@@ -113,6 +123,19 @@ def _space(arguments: argparse.Namespace) -> StudySpace:
     budget = {name: limit for name, limit in limits.items() if limit is not None}
     space = space.model_copy(update={"budget": space.budget.model_copy(update=budget)})
     return space.with_fixed(fixed, "command line") if fixed else space
+
+
+def _begin(arguments: argparse.Namespace, fixed: Mapping[str, Any]) -> StudySpace:
+    """Return the space before the command line changes it: a file's, or one that starts from another study."""
+    if arguments.origin is None and not arguments.best:
+        return read_space(arguments.space or _default_space())
+    if arguments.origin is None or not arguments.best:
+        raise UserError("--from", "and --best belong together", fix="--from STUDY --best")
+
+    from ammpl.study.start import from_best
+
+    space = read_space(arguments.space) if arguments.space else None
+    return from_best(arguments.origin, space, fixed)
 
 
 def _default_space() -> Path:

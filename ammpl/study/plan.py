@@ -54,6 +54,8 @@ class Plan(BasePlan):
         super().__init__(space.objective.metric, space.objective.direction, folder, observer, space.budget, clock)
         self.space = space
         self.search = OptunaSearch(study_name, space.directions, space.sampler, space.pruner, seed=space.seed)
+        if space.first:
+            self.search.study.enqueue_trial(space.first)
         self.winner: str | None = None
         self._size = space.search_size
         self._several = len(space.repeats) > 1

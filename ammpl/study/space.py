@@ -82,6 +82,7 @@ class SearchSpace(Section):
             the mean over them, and with several the pruner is asked after each.
         fixed: values of a trial's fields by dotted name, over the method's settings.
         parameters: what is searched, by dotted name, in the order of the file.
+        first: values of parameters that are tried first, as those of another study's winner; the rest is drawn.
         second_objective: to trade off against ``objective``: the result is then the Pareto front of both.
         confirm: None ends the study with the search.
     """
@@ -95,6 +96,7 @@ class SearchSpace(Section):
     repeats: tuple[int, ...] = (1,)
     fixed: dict[str, Scalar] = Field(default_factory=dict)
     parameters: dict[str, Parameter]
+    first: dict[str, Scalar] = Field(default_factory=dict)
     objective: Objective = Objective()
     second_objective: Objective | None = None
     sampler: Sampler = TpeSampler()
@@ -229,6 +231,12 @@ class SearchSpace(Section):
             for other, allowed in parameter.when.items():
                 self._check_condition(f"{where}: parameters.{name}.when.{other}", other, allowed, earlier)
             earlier[name] = parameter
+        for name, value in self.first.items():
+            if name not in self.parameters:
+                rule, fix = "is not searched", did_you_mean(name, self.parameters)
+                raise UserError(f"{where}: first.{name}", rule, fix=fix)
+            if not self.parameters[name].can_be(value):
+                raise UserError(f"{where}: first.{name}", "the parameter does not take this value", got=value)
         check_parameters_matter(self.parameters, base, where)
         check_sampler(self.sampler, self.parameters, where)
         if self.second_objective is not None:
