@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError, did_you_mean
 from ammpl.model import tiny_glyph
-from ammpl.model.blocks import keys_and_values, repeat, run_block, run_last_block
+from ammpl.model.blocks import Layout, run_block, run_causal_block, run_last_block, run_last_causal_block
 from ammpl.model.weights import create_clip, tags_text
 
 Repad = Callable[[int, Tensor], Tensor]
@@ -185,8 +185,8 @@ class Backbone:
                 extra = extra_JnV[index].to(self.block_dtype).expand(B, -1, -1)
                 tokens = torch.cat([tokens[:, : 1 + N], extra], dim=1)
             if block is not last:
-                tokens, _ = run_block(block, tokens, causal=False)
-        class_BV = run_last_block(last, tokens, rows_B=None).to(self.dtype)
+                tokens = run_block(block, tokens)
+        class_BV = run_last_block(last, tokens).to(self.dtype)
         return cast(Tensor, visual.ln_post(class_BV) @ visual.proj)
 
     # Text
@@ -219,20 +219,14 @@ class Backbone:
     def text_features(self, embeddings_BLT: Tensor, ends_B: Tensor) -> Tensor:
         """Run the text tower from token embeddings (B, L, T) to features (B, D), not normalised.
 
-        L may be anything up to the context length: attention is causal, so nothing after the end token
-        matters and prompts can be cut behind the longest one.
+        Attention is causal, so nothing after the end token matters: each prompt is run up to its own.
 
         Args:
             embeddings_BLT: start token, context, name, end token, then anything; before positions.
-            ends_B: index of the end token in each prompt.
+            ends_B: index of the end token in each prompt; on the CPU.
         """
-        L = embeddings_BLT.shape[1]
-        tokens = (embeddings_BLT + self.clip.positional_embedding[:L]).to(self.block_dtype)
-        *blocks, last = self.clip.transformer.resblocks
-        for block in blocks:
-            tokens, _ = run_block(block, tokens, causal=True)
-        end_BT = run_last_block(last, tokens, rows_B=ends_B).to(self.dtype)
-        return cast(Tensor, self.clip.ln_final(end_BT) @ self.clip.text_projection)
+        nothing = embeddings_BLT.new_empty(0, 0, embeddings_BLT.shape[2])
+        return self._text_features(nothing, embeddings_BLT, ends_B, None)[0]
 
     def text_features_of_prefixes(
         self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None = None
@@ -245,27 +239,37 @@ class Backbone:
         Args:
             prefixes_BPT: start token and context, one for each image; before positions.
             suffixes_CST: name, end token, then anything; before positions.
-            ends_C: index of the end token in each suffix.
+            ends_C: index of the end token in each suffix; on the CPU.
             deeper_JMT: tokens that take the places of the context, without a position, before block 1, 2, ...
         """
-        (B, P, T), (C, S, _) = prefixes_BPT.shape, suffixes_CST.shape
+        return self._text_features(prefixes_BPT, suffixes_CST, ends_C, deeper_JMT)
+
+    def _text_features(
+        self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None
+    ) -> Tensor:
+        """Return features (B, C, D), or (1, C, D) of sequences without prefixes (B = 0)."""
+        (B, P, T), S = prefixes_BPT.shape, suffixes_CST.shape[1]
+        layout, members = Layout.by_length(ends_C + 1, B, P)
         positions = self.clip.positional_embedding
-        prefix = (prefixes_BPT + positions[:P]).to(self.block_dtype)
-        suffix = (suffixes_CST + positions[P : P + S]).to(self.block_dtype).expand(B, C, S, T).reshape(B * C, S, T)
+        suffixes_CST = suffixes_CST + positions[P : P + S]
+        rows = [(prefixes_BPT + positions[:P]).flatten(0, 1)]
+        for chosen, (_, length) in zip(members, layout.groups[-len(members) :], strict=True):
+            rows.append(suffixes_CST[chosen, :length].expand(max(B, 1), -1, -1, -1).flatten(0, 2))
+        rows_RT = torch.cat(rows).to(self.block_dtype)
         *blocks, last = self.clip.transformer.resblocks
-
-        def deeper(index: int, prefix: Tensor) -> Tensor:
-            if deeper_JMT is None or not 0 < index <= len(deeper_JMT):
-                return prefix
-            return torch.cat([prefix[:, :1], deeper_JMT[index - 1].to(self.block_dtype).expand(B, -1, -1)], dim=1)
-
-        for index, block in enumerate(blocks):
-            prefix, (k, v) = run_block(block, deeper(index, prefix), causal=True)
-            suffix, _ = run_block(block, suffix, causal=True, past=(repeat(k, C), repeat(v, C)))
-        k, v = keys_and_values(last, deeper(len(blocks), prefix))
-        end_BT = run_last_block(last, suffix, rows_B=ends_C.repeat(B), past=(repeat(k, C), repeat(v, C)))
-        features = self.clip.ln_final(end_BT.to(self.dtype)) @ self.clip.text_projection
-        return cast(Tensor, features.view(B, C, -1))
+        for index, block in enumerate([*blocks, last]):
+            if deeper_JMT is not None and 0 < index <= len(deeper_JMT):
+                deeper_BMT = deeper_JMT[index - 1].to(self.block_dtype).expand(B, -1, -1)
+                prefix_BPT = torch.cat([rows_RT[: B * P].view(B, P, T)[:, :1], deeper_BMT], dim=1)
+                rows_RT = torch.cat([prefix_BPT.flatten(0, 1), rows_RT[B * P :]])
+            if block is not last:
+                rows_RT = run_causal_block(block, rows_RT, layout)
+        ends_RT = run_last_causal_block(last, rows_RT, layout).to(self.dtype)
+        features_RD = self.clip.ln_final(ends_RT) @ self.clip.text_projection
+        # In groups, each prefix by prefix; back to the order in which the suffixes came.
+        by_group = features_RD.split([max(B, 1) * len(chosen) for chosen in members])
+        features_BCD = torch.cat([group.view(max(B, 1), -1, group.shape[1]) for group in by_group], dim=1)
+        return features_BCD[:, torch.cat(members).argsort()]
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the features (n, D) of whole sentences, not normalised; no gradient."""
@@ -273,7 +277,7 @@ class Backbone:
         rows = [[start, *self.token_ids(text), end] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
-        ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        ends = torch.tensor([len(row) - 1 for row in rows])
         with torch.no_grad():
             return self.text_features(self.embed_ids(ids), ends)
 

@@ -3,108 +3,160 @@
 Linear layers see 2-D input: with 3-D input they fall into a batched product with copies in the backward pass. Of the
 last block only the row that is read is run. Tokens have the type of the blocks' weights.
 
-Shapes: B sequences, L rows, W width, H heads, E width of a head, P rows that precede them.
+Shapes: B sequences, L rows of each, R rows of all, W width, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KeysAndValues = tuple[Tensor, Tensor]
-"""Of one attention layer: each (B, H, rows, E)."""
+
+@dataclass(frozen=True)
+class Layout:
+    """Causal sequences as the rows of one matrix: no row is filling, however different their lengths.
+
+    Attributes:
+        groups: of sequences of equal length, one after the other: (how many, rows of each).
+        prefixes: how many sequences the first group has if the others go on from them (each of the other groups has as
+            many after every prefix, the first prefix's first); 0 where each sequence stands alone.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    prefixes: int = 0
+
+    @classmethod
+    def by_length(cls, lengths: Tensor, prefixes: int = 0, prefix_length: int = 0) -> tuple[Layout, list[Tensor]]:
+        """Return the layout of sequences of these lengths, and which of them each group has (without the prefixes').
+
+        Args:
+            lengths: of the sequences; with prefixes, of what follows each of them. On the CPU.
+            prefixes: how many there are.
+            prefix_length: rows of each.
+        """
+        distinct = lengths.unique().tolist()
+        members = [(lengths == length).nonzero()[:, 0] for length in distinct]
+        groups = [(max(prefixes, 1) * len(m), length) for m, length in zip(members, distinct, strict=True)]
+        return cls((((prefixes, prefix_length),) if prefixes else ()) + tuple(groups), prefixes), members
+
+    def split(self, rows_RX: Tensor) -> list[Tensor]:
+        """Return each group's rows, (how many, rows of each, X)."""
+        parts = rows_RX.split([count * length for count, length in self.groups])
+        return [part.view(count, length, -1) for part, (count, length) in zip(parts, self.groups, strict=True)]
 
 
-def run_block(
-    block: Any, tokens_BLW: Tensor, *, causal: bool, past: KeysAndValues | None = None
-) -> tuple[Tensor, KeysAndValues]:
-    """Run one residual attention block over all rows; return its output and the rows' keys and values.
+def run_block(block: Any, tokens_BLW: Tensor) -> Tensor:
+    """Run one residual attention block in which every row attends to all rows of its sequence.
 
     Args:
         block: open_clip's module.
         tokens_BLW: its input.
-        causal: whether a row attends to itself and what precedes it, or to all rows.
-        past: of rows that precede these ones, already run; with ``causal``.
     """
     B, L, W = tokens_BLW.shape
-    H = block.attn.num_heads
     flat = tokens_BLW.reshape(B * L, W)
-    qkv = F.linear(block.ln_1(flat), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    q, k, v = qkv.view(B, L, 3, H, W // H).permute(2, 0, 3, 1, 4)  # each (B, H, L, E)
-    if past is None:
-        mixed = _attention(q, k, v, causal=causal)
-    else:
-        P = past[0].shape[2]
-        visible = torch.ones(L, P + L, dtype=torch.bool, device=q.device).tril(P)
-        mixed = _attention(q, torch.cat([past[0], k], 2), torch.cat([past[1], v], 2), visible)
-    flat = flat + block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).reshape(B * L, W)))
-    flat = flat + block.ls_2(block.mlp(block.ln_2(flat)))
-    return flat.view(B, L, W), (k, v)
+    q, k, v = _heads(block, _qkv(block, flat).view(B, L, -1), 3)
+    return _rest(block, flat, _attention(q, k, v)).view(B, L, W)
 
 
-def run_last_block(block: Any, tokens_BLW: Tensor, rows_B: Tensor | None, past: KeysAndValues | None = None) -> Tensor:
-    """Run the last block for the one row that is read from it; returns (B, W).
+def run_last_block(block: Any, tokens_BLW: Tensor) -> Tensor:
+    """Run the last such block for row 0, the one that is read from it; returns (B, W)."""
+    B, L, W = tokens_BLW.shape
+    k, v = _heads(block, _qkv(block, tokens_BLW.reshape(B * L, W), slice(W, None)).view(B, L, -1), 2)
+    first_BW = tokens_BLW[:, 0]
+    (q,) = _heads(block, _qkv(block, first_BW, slice(W)).view(B, 1, W), 1)
+    return _rest(block, first_BW, _attention(q, k, v))
+
+
+def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
+    """Run one residual attention block in which a row attends to itself and what precedes it in its sequence.
 
     Args:
         block: open_clip's module.
-        tokens_BLW: its input.
-        rows_B: the row of each sequence, which attends to itself and what precedes it (causal); None is row 0
-            attending to all (the class token).
-        past: of rows that precede these ones, already run.
+        rows_RW: its input.
+        layout: which rows are whose.
     """
-    B, L, W = tokens_BLW.shape
+    mixed, past = [], None
+    for index, qkv in enumerate(layout.split(_qkv(block, rows_RW))):
+        q, k, v = _heads(block, qkv, 3)
+        mixed.append(_attention(q, *_after(past, k, v), causal=True))
+        if layout.prefixes and index == 0:
+            past = (k, v)
+    return _rest(block, rows_RW, torch.cat(mixed))
+
+
+def run_last_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
+    """Run the last such block for each sequence's last row, the one that is read from it.
+
+    Returns:
+        (sequences, W) in the layout's order, the prefixes left out.
+    """
+    W = rows_RW.shape[1]
+    keys_values = layout.split(_qkv(block, rows_RW, slice(W, None)))
+    ends, past = [rows[:, -1] for rows in layout.split(rows_RW)], None
+    if layout.prefixes:
+        past, keys_values, ends = _heads(block, keys_values[0], 2), keys_values[1:], ends[1:]
+    ends_BW = torch.cat(ends)
+    queries = _qkv(block, ends_BW, slice(W)).split([len(end) for end in ends])
+    mixed = []
+    for query, key_value in zip(queries, keys_values, strict=True):
+        (q,), (k, v) = _heads(block, query[:, None], 1), _heads(block, key_value, 2)
+        mixed.append(_attention(q, *_after(past, k, v)))
+    return _rest(block, ends_BW, torch.cat(mixed))
+
+
+def _qkv(block: Any, rows_RW: Tensor, part: slice = slice(None)) -> Tensor:
+    """Return queries, keys and values side by side, or a part of them."""
+    weight, bias = block.attn.in_proj_weight[part], block.attn.in_proj_bias[part]
+    return F.linear(block.ln_1(rows_RW), weight, bias)
+
+
+def _heads(block: Any, rows_BLX: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Return the parts that stand side by side, each (B, H, L, E)."""
+    B, L, X = rows_BLX.shape
     H = block.attn.num_heads
-    k, v = keys_and_values(block, tokens_BLW)
-    if rows_B is None:
-        picked, visible = tokens_BLW[:, 0], None
-    else:
-        picked = tokens_BLW[torch.arange(B, device=tokens_BLW.device), rows_B]
-        visible = (torch.arange(L, device=tokens_BLW.device) <= rows_B[:, None])[:, None, None]  # (B, 1, 1, L)
-    if past is not None:
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        visible = None if visible is None else F.pad(visible, (past[0].shape[2], 0), value=True)
-    q = F.linear(block.ln_1(picked), block.attn.in_proj_weight[:W], block.attn.in_proj_bias[:W])
-    mixed = _attention(q.view(B, H, 1, W // H), k, v, visible).reshape(B, W)
-    row = picked + block.ls_1(block.attn.out_proj(mixed))
-    return cast(Tensor, row + block.ls_2(block.mlp(block.ln_2(row))))
+    return rows_BLX.view(B, L, parts, H, X // parts // H).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def keys_and_values(block: Any, tokens_BLW: Tensor) -> KeysAndValues:
-    """Return a block's keys and values of all rows."""
-    B, L, W = tokens_BLW.shape
-    H = block.attn.num_heads
-    normed = block.ln_1(tokens_BLW.reshape(B * L, W))
-    kv = F.linear(normed, block.attn.in_proj_weight[W:], block.attn.in_proj_bias[W:])
-    k, v = kv.view(B, L, 2, H, W // H).permute(2, 0, 3, 1, 4)
-    return k, v
+def _after(past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values with those of the prefixes before them, each prefix's for all that follow it."""
+    if past is None:
+        return k, v
+    times = len(k) // len(past[0])
+    key, value = (heads.repeat_interleave(times, dim=0) if times > 1 else heads for heads in past)
+    return torch.cat([key, k], 2), torch.cat([value, v], 2)
 
 
-def repeat(heads_BHPE: Tensor, times: int) -> Tensor:
-    """Repeat each sequence's keys or values for the suffixes that follow it: (B, ...) -> (B * times, ...)."""
-    return heads_BHPE.repeat_interleave(times, dim=0) if times > 1 else heads_BHPE
+def _rest(block: Any, rows_RW: Tensor, mixed_RW: Tensor) -> Tensor:
+    """Return a block's output, from its input and what attention made of it."""
+    rows_RW = rows_RW + block.ls_1(block.attn.out_proj(mixed_RW))
+    return cast(Tensor, rows_RW + block.ls_2(block.mlp(block.ln_2(rows_RW))))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """Return softmax(q k^T / sqrt(E)) v, each (B, H, rows, E).
+def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Return softmax(q k^T / sqrt(E)) v, heads side by side: (B * rows, W).
 
     Args:
-        q: of the rows that attend.
-        k: of the rows attended to.
-        v: of the rows attended to.
-        visible: which of them each row attends to, True or False; None is all.
-        causal: whether each row attends to itself and what precedes it.
+        q: of the rows that attend, (B, H, rows, E).
+        k: of the rows attended to, (B, H, keys, E).
+        v: of the rows attended to, (B, H, keys, E).
+        causal: whether the rows are the last ones, and each attends to itself and what precedes it; else to all.
     """
+    rows, keys = q.shape[2], k.shape[2]
+    visible = None
+    if causal and rows > 1:
+        visible = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
     if q.dtype is not torch.bfloat16 or q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
-    # On a CPU the fused backward pass is as slow in bf16 as in fp32, or slower; two plain products are 3 to 20 times
-    # faster and keep the probabilities, a fifth more memory.
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if causal:
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    mixed: Tensor = scores.softmax(-1) @ v
-    return mixed
+        square = visible is not None and rows == keys
+        mixed = F.scaled_dot_product_attention(q, k, v, None if square else visible, is_causal=square)
+    else:
+        # On a CPU the fused backward pass is as slow in bf16 as in fp32, or slower; two plain products are 3 to 20
+        # times faster and keep the probabilities, a fifth more memory.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        mixed = scores.softmax(-1) @ v
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -26,7 +26,7 @@ class Classes:
         trained_C: each one's index among the classes that the prompts were trained on, -1 for a new class.
         embeddings_CLT: start token, M context places, what is kept of the phrase, name, ".", end token, filling: token
             embeddings.
-        ends_C: index of the end token.
+        ends_C: index of the end token; on the CPU.
         fixed_CD: features of the hand-written sentences, when the context is fixed; else None.
     """
 
@@ -42,7 +42,7 @@ class Classes:
         fixed_CD = None if self.fixed_CD is None else self.fixed_CD[chosen]
         if fixed_CD is not None:
             return Classes(names, self.trained_C[chosen], self.embeddings_CLT, self.ends_C, fixed_CD)
-        return Classes(names, self.trained_C[chosen], self.embeddings_CLT[chosen], self.ends_C[chosen], None)
+        return Classes(names, self.trained_C[chosen], self.embeddings_CLT[chosen], self.ends_C[chosen.cpu()], None)
 
 
 @lru_cache(maxsize=16)
@@ -143,7 +143,7 @@ class TextPrompt(nn.Module):
             )
         device = self.backbone.device
         ids_CL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        ends_C = torch.tensor([len(row) - 1 for row in rows], device=device)
+        ends_C = torch.tensor([len(row) - 1 for row in rows])
         return Classes(tuple(names), trained.to(device), self.backbone.embed_ids(ids_CL), ends_C, None)
 
     def forward(self, classes: Classes, shift_BGT: Tensor | None = None, deeper_JMT: Tensor | None = None) -> Tensor:
@@ -193,4 +193,4 @@ class TextPrompt(nn.Module):
         own = self.config.context == "class"
         context_RMT = (self.context[classes.trained_C[class_R]] if own else self.context) + shift_RT[:, None]
         prompts_RLT = torch.cat([before[class_R], context_RMT, after[class_R]], dim=1)
-        return self.backbone.text_features(prompts_RLT, classes.ends_C[class_R])
+        return self.backbone.text_features(prompts_RLT, classes.ends_C[class_R.cpu()])

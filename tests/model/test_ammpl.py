@@ -79,6 +79,13 @@ def test_zero_shot_uses_the_template(backbone, images):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_sentences_are_encoded_once(backbone):
+    """Nothing trainable feeds them: zero-shot, and image only."""
+    zero_shot = AMMPL(resolve("zero_shot", {}).model, backbone, NAMES, SEEDS)
+    image_only = AMMPL(config(text__context="fixed", interaction__direction="none"), backbone, NAMES, SEEDS)
+    assert zero_shot.classes(NAMES).fixed_CD is image_only.classes(NAMES).fixed_CD
+
+
 def test_coop_equals_its_plain_reference(backbone64, images):
     model = randomize(AMMPL(resolve("coop", {"model.text.length": 5}).model, backbone64, NAMES, SEEDS))
     found = model(*inputs(model, images), model.classes(NAMES), step=0)

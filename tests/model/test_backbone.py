@@ -101,6 +101,20 @@ def test_shared_prefixes_equal_whole_prompts(backbone64):
         torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10)
 
 
+def test_no_prompt_pays_for_a_longer_one(backbone):
+    """Blocks see each prompt up to its own end token, shared prefixes once, and the last block ends alone."""
+    seen = []
+    for block in backbone.clip.transformer.resblocks:
+        block.mlp.register_forward_hook(lambda mlp, inputs, output: seen.append(len(inputs[0])))
+    ends = torch.tensor([2, 5, 3, 2])
+    backbone.text_features_of_prefixes(torch.zeros(3, 4, 32), torch.zeros(4, 9, 32), ends)
+    rows = 3 * 4 + 3 * (3 + 6 + 4 + 3)
+    assert seen == [rows, rows, 3 * 4]
+    seen.clear()
+    backbone.text_features(torch.zeros(4, 9, 32), ends)
+    assert seen == [16, 16, 4]
+
+
 def test_a_published_architecture_with_quick_gelu():
     backbone = load_backbone(BackboneConfig(name="ViT-B-32-quickgelu", pretrained="random"))
     images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
