@@ -3,6 +3,7 @@
 ViT-B/16's shapes and random weights, with fewer blocks of the same width in both towers where a case would take ten
 minutes (it says how many); one image, so that the plain form fits at all. Each measurement runs in a process of its
 own, the two sides alternating: seconds of the step, and the peak of resident memory above its level before the step.
+In addition: candidates, bf16 blocks, and what ``grad_tolerance`` does to the gradient of a model trained on digits.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -22,11 +23,15 @@ import torch.nn.functional as F
 from ammpl.config import SeedConfig, resolve
 from ammpl.model.ammpl import AMMPL
 from ammpl.model.backbone import Backbone, Preprocessing
-from ammpl.model.scoring import backward
+from ammpl.model.scoring import Backward, backward
+from ammpl.training.checkpoint import FILE, load_learnables
+from ammpl.training.run import _model as _build
+from ammpl.training.run import _open, train
 from tests.benchmarks.record import Record
 
 CASES = ((10, 12), (37, 12), (37, 2), (102, 2), (397, 2))  # classes, blocks
 CHUNK = 16
+CANDIDATES = 8
 PLAIN_UP_TO = 102  # classes; beyond, one graph does not fit
 REPEATS = 3
 WORDS = ("red", "small", "old", "wild", "sea", "house", "long", "dark")
@@ -49,6 +54,44 @@ def benchmark() -> Iterator[Record]:
         yield Record("class_scope", f"step, {case}", seconds, plain_seconds, "s")
         yield Record("class_scope", f"peak memory above the level before, {case}", peak, plain_peak, "MB")
     yield Record("class_scope", "peak memory, 397 classes against 37, 2 blocks", peaks[397, 2], peaks[37, 2], "MB")
+    yield from short()
+
+
+def short() -> Iterator[Record]:
+    """Yield what takes a minute: candidates, bf16, and the gradient's error by tolerance."""
+    pairs = {"candidates": "8 candidates of 102 classes against all", "bf16": "102 classes in bf16 against fp32"}
+    for side, case in pairs.items():
+        seconds = {name: [_in_a_process(name, 102, 2)[0] for _ in range(REPEATS)] for name in (side, "ours")}
+        medians = (statistics.median(seconds[name]) for name in (side, "ours"))
+        yield Record("class_scope", f"step, {case}, 2 blocks", *medians, "s")
+    yield from _tolerances()
+
+
+def _tolerances() -> Iterator[Record]:
+    """Yield the relative error of a gradient by tolerance, and the pairs skipped, after 40 steps on digits."""
+    config = resolve("ammpl", {"training.steps": 40, "training.evaluate_every": 40, "data.validation_shots": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in train(config, Path(folder)):
+            pass
+        backbone, task = _open(config, None)
+        model = _build(config, backbone, task)
+        load_learnables(model, Path(folder) / FILE)
+    chosen = torch.arange(0, len(task.train), 10)[:16]
+    patches = backbone.embed_patches(backbone.normalize(task.train.pixels(chosen)))
+    classes, labels = model.classes(task.train.class_names), task.train.labels[chosen]
+
+    def gradient(tolerance: float) -> tuple[torch.Tensor, Backward]:
+        model.zero_grad()
+        done = backward(model, patches, None, classes, labels, 0, chunk=CHUNK, tolerance=tolerance)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), done
+
+    exact, _ = gradient(0.0)
+    for tolerance in (1e-5, 1e-4, 1e-3):
+        found, done = gradient(tolerance)
+        error = ((found - exact).norm() / exact.norm()).item()
+        case = f"trained on digits, tolerance {tolerance:g}"
+        yield Record("class_scope", f"error of the gradient, {case}", 100 * error, None, "%")
+        yield Record("class_scope", f"pairs skipped, {case}", 100 * done.skipped, None, "%")
 
 
 def _medians(runs: list[tuple[float, float]], part: int) -> float | None:
@@ -61,16 +104,20 @@ def _in_a_process(side: str, classes: int, blocks: int) -> tuple[float, float]:
 
 
 def _measure(side: str, count: int, blocks: int) -> tuple[float, float]:
-    """Return (seconds, megabytes) of one step, after one on two classes to warm up."""
+    """Return (seconds, megabytes) of one step, after one on 16 classes to warm up."""
     torch.set_num_threads(1)
     backbone = _backbone(blocks)
     names = [f"{WORDS[n % 8]} {WORDS[n // 8 % 8]} thing {n}" for n in range(count)]
-    run: Callable[..., Any] = _ours if side == "ours" else _plain
-    run(backbone, names[:2])
+    prepare: Callable[..., Callable[[], float]] = {"plain": _plain}.get(side, _ours)
+    if side == "bf16":
+        backbone.cast_blocks(torch.bfloat16)
+    candidates = CANDIDATES if side == "candidates" else None
+    prepare(backbone, names[:CHUNK], candidates)()  # warms up, a chunk of the largest size included
+    step = prepare(backbone, names, candidates)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
     began = time.perf_counter()
-    run(backbone, names)
+    step()
     return time.perf_counter() - began, (_status("VmHWM") - before) / 1e6
 
 
@@ -90,22 +137,29 @@ def _backbone(blocks: int) -> Backbone:
     return Backbone(clip, open_clip.get_tokenizer("ViT-B-16"), Preprocessing(224, half, half), "ViT-B-16, few blocks")
 
 
-def _model(backbone: Backbone, names: list[str]) -> tuple[AMMPL, torch.Tensor]:
-    config = resolve("ammpl", {"backbone.name": "ViT-B-16", "backbone.pretrained": "random"}).model
+def _model(backbone: Backbone, names: list[str], candidates: int | None) -> tuple[AMMPL, torch.Tensor]:
+    values = {"backbone.name": "ViT-B-16", "backbone.pretrained": "random", "model.candidates": candidates}
+    config = resolve("ammpl", values).model
     image = torch.randint(0, 256, (1, 3, 224, 224), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return AMMPL(config, backbone, names, SeedConfig()), backbone.normalize(image)
 
 
-def _ours(backbone: Backbone, names: list[str]) -> float:
-    model, pixels = _model(backbone, names)
-    patches = backbone.embed_patches(pixels)
-    done = backward(model, patches, None, model.classes(names), torch.tensor([1]), 0, chunk=CHUNK)
-    return done.loss.item()
+def _ours(backbone: Backbone, names: list[str], candidates: int | None) -> Callable[[], float]:
+    model, pixels = _model(backbone, names, candidates)
+    patches, classes = backbone.embed_patches(pixels), model.classes(names)
+    pooled = torch.randn(1, 512, generator=torch.Generator().manual_seed(2)) if model.reads_pooled else None
+    model.candidates(pooled, classes)  # encodes the names' sentences, once a process
+    label = torch.tensor([1])
+    return lambda: backward(model, patches, pooled, classes, label, 0, chunk=CHUNK).loss.item()
 
 
-def _plain(backbone: Backbone, names: list[str]) -> float:
+def _plain(backbone: Backbone, names: list[str], candidates: None) -> Callable[[], float]:
     """Every class's masked image and prompt in one graph, at the text tower's full length."""
-    model, pixels = _model(backbone, names)
+    model, pixels = _model(backbone, names, candidates)
+    return lambda: _one_graph(backbone, model, pixels, names)
+
+
+def _one_graph(backbone: Backbone, model: AMMPL, pixels: torch.Tensor, names: list[str]) -> float:
     clip, visual = backbone.clip, backbone.clip.visual
     context = model.text_prompt.context
     C, M = len(names), len(context)

@@ -17,7 +17,10 @@ os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
 
 from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
 
-MODULES = {name: f"tests.benchmarks.{name}" for name in ("engine", "memory", "data_store", "class_scope")}
+MODULES = {
+    name: f"tests.benchmarks.{name}"
+    for name in ("engine", "memory", "data_store", "text_side", "class_scope", "growth")
+}
 """Benchmark -> the module whose ``benchmark`` yields its records."""
 
 
