@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammpl.commands import compare, doctor, prepare, report, rerun, rerun_trial, resume, status, stop, tune, ui
+from ammpl.commands import compare, doctor, extend, prepare, report, rerun, rerun_trial, resume, status, stop, tune, ui
 from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, Command
 from ammpl.errors import UserError, did_you_mean
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "stop": stop.COMMAND,
     "ui": ui.COMMAND,
     "resume": resume.COMMAND,
+    "extend": extend.COMMAND,
     "report": report.COMMAND,
     "compare": compare.COMMAND,
     "rerun": rerun.COMMAND,

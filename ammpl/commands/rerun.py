@@ -46,14 +46,18 @@ flag, disk), 130 interrupted"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun``."""
-    from ammpl.study.rerun import compare, finished_space, only
+    from ammpl.study.rerun import compare, finished_versions, only
 
-    space = only(finished_space(arguments.study), arguments.only)
+    space, *later = (only(version, arguments.only) for version in finished_versions(arguments.study))
     options = options_of(f"study {space.name}", arguments)
 
-    from ammpl.study.study import run_study
+    from ammpl.study.study import extend_study, run_study
 
     summary = run_study(space, options)
+    for version in later:
+        if summary.interrupted or summary.errors:
+            break
+        summary = extend_study(summary.folder, version, options)
     console = Console()
     show(summary, console)
     if summary.interrupted or summary.errors:

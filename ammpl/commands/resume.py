@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     summary = resume_study(study, options)
     if summary is None:
         print(f"{study}: the study has ended, there is nothing to resume")
+        print(f"to add to it: python tune.py extend {study} --trials +50")
         return EXIT_SUCCESS
     if has_ended:
         for problem in summary.problems:

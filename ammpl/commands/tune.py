@@ -157,7 +157,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.folder import check_output
     from ammpl.study.preparation import prepare_data
-    from ammpl.study.study import configurations
+    from ammpl.study.work import configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
     check_machine(arguments)

@@ -19,7 +19,7 @@ from ammpl.study.labels import params_text
 from ammpl.study.optuna_search import Direction
 from ammpl.study.replay import check_study
 from ammpl.study.space import Objective
-from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.space_file import StudySpace, read_present_space
 from ammpl.study.statistics import Estimate, estimate
 from ammpl.study.trial import Phase, State
 
@@ -237,7 +237,8 @@ def read_study(folder: Path) -> StudyResult:
         UserError: it is no study's folder, or a file of it cannot be read.
     """
     check_study(folder)
-    space, history = read_space(folder / "study.yaml"), read_history(folder / FILE)
+    history = read_history(folder / FILE)
+    space = read_present_space(folder, history)
     summary = _json(folder / "summary.json")
     environments = [folder / "environment.json", *sorted(folder.glob("environment-*.json"))]
     return StudyResult(
@@ -275,6 +276,8 @@ def _trials(lines: Iterable[Line]) -> Iterable[TrialResult]:
     ended: dict[str, Event] = {}
     for line in lines:
         event = line.event
+        if "key" not in event:
+            continue
         key = event["key"]
         if event["event"] == "started":
             begun[key], curves[key] = event, []

@@ -157,7 +157,8 @@ def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
     found: dict[str, Mapping[str, float]] = {}
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        stored = optuna.load_study(study_name=study.space.name, storage=storage)
+        name = optuna.get_all_study_names(storage)[-1]  # of the present space
+        stored = optuna.load_study(study_name=name, storage=storage)
         first = None if len(study.objectives) == 1 else _first_value
         complete = stored.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:

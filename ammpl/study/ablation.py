@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ammpl.errors import UserError
 from ammpl.study.ablation_space import AblationSpace, Cell, Setting
 from ammpl.study.base_plan import BasePlan
 from ammpl.study.plan import Plan
+from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import Observer, Phase, State, Trial
 
 
@@ -33,6 +35,23 @@ class AblationPlan(BasePlan):
         super().__init__(space.objective.metric, space.objective.direction, folder, observer, space.budget, clock)
         self.space = space
         self._cells = {self._key(cell): cell for cell in space.cells()}
+
+    def check_extension(self, space: StudySpace) -> None:
+        """Raise UserError unless a later version has something to run."""
+        assert isinstance(space, AblationSpace)
+        cells = len(list(space.cells()))
+        if min(cells, space.budget.trials or cells) <= self._count("ablation"):
+            fix = "add --repeats +N, or, to a budget of trials, --trials +N"
+            raise UserError("extend", "leaves nothing to run", fix=fix)
+        self._check_budget(space.budget, self._count("ablation"))
+
+    def extend(self, space: StudySpace) -> None:
+        """Begin a later version of the ablation, with more repeats or a larger budget."""
+        assert isinstance(space, AblationSpace)
+        self.space = space
+        self._cells = {self._key(cell): cell for cell in space.cells()}
+        self._places = {key: place for place, key in enumerate(self._cells)}
+        self._extend(space.budget)
 
     @property
     def totals(self) -> dict[Phase, int | None]:
@@ -68,17 +87,23 @@ class AblationPlan(BasePlan):
         return found
 
     def _trials(self) -> Iterator[Trial | None]:
-        for begun, (key, cell) in enumerate(self._cells.items()):
+        begun = self._count("ablation")
+        for key, cell in self._cells.items():
+            if key in self._begun:
+                continue
             if self._is_used_up(begun):
                 break
+            begun += 1
             config = self.space.config(cell.variant, cell.repeat, cell.setting)
             params = self.space.params(cell.variant, cell.setting)
             yield Trial(key, "ablation", cell.variant, None, cell.repeat, config, params)
         yield from self._wait("ablation")
         if self.space.test:
-            trained = [trial for trial, outcome in self.finished if outcome.state is State.COMPLETE]
+            ended = [pair for pair in self.finished if pair[0].phase == "ablation"]
+            trained = [trial for trial, outcome in ended if outcome.state is State.COMPLETE]
             for trial in sorted(trained, key=lambda trial: self.space.repeats.index(trial.repeat)):
-                yield self._test(trial)
+                if (test := self._test(trial)).key not in self._begun:
+                    yield test
             yield from self._wait("test")
 
     def _key(self, cell: Cell) -> str:

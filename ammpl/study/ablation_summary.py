@@ -183,7 +183,7 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         reference=space.reference,
         counts=counts,
         rows=tuple(_rows(plan)),
-        test_openings=int("test" in counts),
+        test_openings=plan.test_openings,
         seconds=seconds,
         reasons=reasons,
         notes=_notes(plan),
@@ -200,9 +200,13 @@ def summarize_study(plan: StudyPlan, folder: Path, *, interrupted: bool, seconds
 
 
 def _notes(plan: AblationPlan) -> tuple[str, ...]:
-    """Say which cells are missing in the table, other than by failing."""
+    """Say which cells are missing in the table, other than by failing, and further looks at the test split."""
     missing = [f"{name} r{', r'.join(map(str, repeats))}" for name, repeats in plan.missing.items()]
-    return (f"note: not run: {'; '.join(missing)}",) if missing else ()
+    notes = [f"note: not run: {'; '.join(missing)}"] if missing else []
+    if plan.test_openings > 1:
+        again = "again for what the study was extended by, after it had been seen"
+        notes.append(f"note: the test split was opened {plan.test_openings} times, {again}")
+    return tuple(notes)
 
 
 def _rows(plan: AblationPlan) -> Iterator[VariantRow]:

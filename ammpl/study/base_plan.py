@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+from ammpl.errors import UserError
 from ammpl.study.budget import Budget, Spending
 from ammpl.study.optuna_search import Direction
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
@@ -54,12 +56,16 @@ class BasePlan(ABC):
 
     Attributes:
         needs_finite: whether an infinite value is no result.
+        second: the metric of a second objective, without which there is no result either; None for one objective.
         finished: every ended trial with its outcome, in the order of ending.
         ended: by which rule of the budget the first phase ended before all its trials had begun, None if by none.
         stopped: why the study ended itself before its time, None if it did not.
+        version: of the study, 1 until it is extended.
+        test_openings: in how many versions the test split was looked at.
     """
 
     needs_finite = False
+    second: str | None = None
 
     def __init__(
         self,
@@ -78,6 +84,10 @@ class BasePlan(ABC):
         self._observer = observer
         began = time.monotonic()
         self._spending = Spending(budget, direction, clock or (lambda: time.monotonic() - began))
+        self.version = 1
+        self.test_openings = 0
+        self._is_open = False  # whether this version has looked at the test split
+        self._begun: dict[str, Phase] = {}  # all trials that ever began, by key
         self._running: dict[str, Running] = {}
         self._source = self._trials()
         self._ending: str | None = None
@@ -182,6 +192,14 @@ class BasePlan(ABC):
         for trial in self.running:
             self.finish(trial, state=State.LOST, reason=reason)
 
+    def _extend(self, budget: Budget) -> None:
+        """Begin a later version of the study, whatever ended the one before: what has run is not run again."""
+        self._spending.extend(budget)
+        self.version += 1
+        self.ended = self.stopped = self._ending = None
+        self._is_open = False
+        self._source = self._trials()
+
     def outcomes(self, phase: Phase, candidate: str) -> list[tuple[Trial, Outcome]]:
         """Return the ended trials of one candidate in one phase, by repeat."""
         found = [(t, o) for t, o in self.finished if t.phase == phase and t.candidate == candidate]
@@ -206,8 +224,24 @@ class BasePlan(ABC):
 
     # -- what they share --
 
+    def _check_budget(self, budget: Budget, begun: int) -> None:
+        """Raise UserError if a later version's budget lets no trial of the first phase begin."""
+        spending = copy.copy(self._spending)
+        spending.extend(budget)
+        if (why := spending.used_up(begun)) is not None:
+            fix = "add to what ended it; other rules than trials and time are those of the space file (--space)"
+            raise UserError("extend", f"leaves nothing to run: {why}", fix=fix)
+
+    def _count(self, phase: Phase) -> int:
+        """Return how many trials of a phase have begun."""
+        return sum(begun == phase for begun in self._begun.values())
+
     def _start(self, trial: Trial) -> None:
         self._running[trial.key] = Running(trial)
+        self._begun[trial.key] = trial.phase
+        if trial.phase == "test" and not self._is_open:
+            self._is_open = True
+            self.test_openings += 1
         self._observer.trial_started(trial)
 
     def _is_used_up(self, begun: int) -> bool:
@@ -238,8 +272,11 @@ class BasePlan(ABC):
         if value is None:
             names = " or ".join(map(repr, self._value_names(running.trial)))
             return f"the evaluation at step {step} has no {names}; it has: {', '.join(sorted(running.metrics))}"
-        problem = None if running.pruned else self._unusable(value)
-        return f"the objective is {problem} at step {step}" if problem else None
+        if not running.pruned and (problem := self._unusable(value)) is not None:
+            return f"the objective is {problem} at step {step}"
+        if self.second and running.trial.phase != "test" and not _is_finite(running.metrics.get(self.second)):
+            return f"the evaluation at step {step} has no finite '{self.second}'"
+        return None
 
     def _unusable(self, value: float) -> str | None:
         """Return why a value is no result, as in "the objective is …"; None if it is one."""
@@ -249,3 +286,7 @@ class BasePlan(ABC):
 
     def _value_names(self, trial: Trial) -> tuple[str, ...]:
         return TEST_METRICS if trial.phase == "test" else (self._objective,)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -85,6 +85,12 @@ class Spending:
         self._failures: list[str] = []  # the reasons, since a trial last ended well
         self._worked = False  # whether one ever has
 
+    def extend(self, budget: Budget) -> None:
+        """Go on with another budget: what has been spent is spent, but failures and patience count from now on."""
+        self._budget = budget
+        self._since_best = 0
+        self._failures = []
+
     def trial_ended(self, trial: Trial, outcome: Outcome) -> None:
         """Count a trial that ran; one that was answered from a record did not."""
         self._gpu_seconds += outcome.gpus * outcome.seconds

@@ -31,7 +31,7 @@ FILE = "events.jsonl"
 
 Event = dict[str, Any]
 
-_TOLD = ("started", "reported", "finished")  # of trials; the others are about the study: session, ended
+_TOLD = ("started", "reported", "finished", "extended")  # the others decide nothing: session, ended
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,14 @@ class History:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the study came to its end and everything was written."""
-        return bool(self.lines) and self.lines[-1].event["event"] == "ended"
+        """Whether the study came to its end and everything was written; a session that did nothing changes nothing."""
+        events = [line.event["event"] for line in self.lines if line.event["event"] != "session"]
+        return bool(events) and events[-1] == "ended"
+
+    @property
+    def extensions(self) -> list[Line]:
+        """Where later versions of the study begin: the first one is version 2."""
+        return [line for line in self.lines if line.event["event"] == "extended"]
 
     @property
     def seconds(self) -> float:
@@ -178,13 +184,13 @@ class EventLog:
         self._since = time.monotonic()
         self._begin_session()
 
-    def tell(self, name: str, key: str, **more: Any) -> datetime:
-        """Add an event of a trial, or find it in its place; return its time.
+    def tell(self, name: str, **more: Any) -> datetime:
+        """Add an event, or find it in its place; return its time.
 
         Raises:
             UserError: the log has another one in its place.
         """
-        event = _as_json({"event": name, "key": key, **more})
+        event = _as_json({"event": name, **more})
         if not self._owed:
             self._begin_session()
             return self._append(event)
@@ -249,9 +255,14 @@ def end_log(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def study_sha256(folder: Path) -> str | None:
-    """Return what tells whether a study's space file was changed; None where there is none."""
-    path = folder / "study.yaml"
+def space_file(folder: Path, version: int = 1) -> Path:
+    """Return where a version of a study has its resolved space: ``study.yaml``, later ``study-2.yaml``, ...."""
+    return folder / ("study.yaml" if version == 1 else f"study-{version}.yaml")
+
+
+def study_sha256(folder: Path, version: int = 1) -> str | None:
+    """Return what tells whether the space file of a study's version was changed; None where there is none."""
+    path = space_file(folder, version)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 

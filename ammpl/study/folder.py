@@ -90,8 +90,12 @@ def withdraw_stop(folder: Path) -> None:
 
 
 def _fix(output: Path) -> str:
-    resume = f"go on with that study: python tune.py resume {output}; or "
-    return (resume if (output / "study.yaml").is_file() else "") + "name another"
+    """Return what can be done about a folder that is taken."""
+    if not (output / "study.yaml").is_file():
+        return "name another"
+    if read_history(output / FILE).has_ended:
+        return f"that study has ended; add to it: python tune.py extend {output} --trials +50; or name another"
+    return f"go on with that study: python tune.py resume {output}; or name another"
 
 
 def check_output(output: Path | None) -> Path:

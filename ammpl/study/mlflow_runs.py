@@ -200,10 +200,10 @@ class Runs:
 
     def log_study_files(self) -> None:
         """Log what says how the study is run."""
-        for name in ("study.yaml", "environment.json"):
-            path = Path(self.study["folder"]) / name
+        folder = Path(self.study["folder"])
+        for path in (*sorted(folder.glob("study*.yaml")), folder / "environment.json"):
             if path.is_file():
-                with self._noting(name):
+                with self._noting(path.name):
                     self.client.log_artifact(self._parent[1], str(path))
 
     @property

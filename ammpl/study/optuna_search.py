@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from ammpl.config import Scalar
 from ammpl.study.pruners import Pruner
@@ -29,22 +30,42 @@ class OptunaSearch:
         name: the study's name. Hyperband hashes it into its brackets, so it decides numbers.
         directions: of the objectives, one or two; with two there is nothing to report and no pruner.
         seed: of the sampler.
+        known: ended trials, of a search that went before, that it begins with.
+        first: the number of its first own trial; those of Optuna's study count from 0, the known ones first.
     """
 
-    def __init__(self, name: str, directions: Sequence[Direction], sampler: Sampler, pruner: Pruner, seed: int):
+    def __init__(
+        self,
+        name: str,
+        directions: Sequence[Direction],
+        sampler: Sampler,
+        pruner: Pruner,
+        seed: int,
+        known: Sequence[FrozenTrial] = (),
+        first: int = 0,
+    ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():  # of some samplers and pruners being experimental, which is the file's choice
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
                 study_name=name, directions=directions, sampler=sampler.build(seed), pruner=pruner.build()
             )
+        self.study.add_trials(known)
+        self._known = len(known)
+        self._first = first
         self._open: dict[int, optuna.Trial] = {}
+
+    @property
+    def own(self) -> list[tuple[int, FrozenTrial]]:
+        """Its own trials, with their numbers."""
+        return list(enumerate(self.study.get_trials(deepcopy=False)[self._known :], self._first))
 
     def ask(self, suggest: Callable[[optuna.Trial], dict[str, Scalar]]) -> tuple[int, dict[str, Scalar]]:
         """Start a trial; return its number and its parameters."""
         trial = self.study.ask()
-        self._open[trial.number] = trial
-        return trial.number, suggest(trial)
+        number = trial.number - self._known + self._first
+        self._open[number] = trial
+        return number, suggest(trial)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Record an intermediate value; return whether the pruner stops the trial. Each step may come once."""
@@ -83,13 +104,15 @@ class OptunaSearch:
             pruned = state is State.PRUNED
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
 
-    def save(self, path: Path) -> None:
-        """Copy the study into a new SQLite file that Optuna and optuna-dashboard open. About 20 ms a trial."""
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.unlink(missing_ok=True)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
-        copy = optuna.create_study(storage=storage, study_name=self.study.study_name, directions=self.study.directions)
-        copy.add_trials(self.study.get_trials(deepcopy=False))
-        storage.remove_session()
-        storage.engine.dispose()
-        draft.replace(path)
+
+def save_searches(searches: Sequence[OptunaSearch], path: Path) -> None:
+    """Copy searches into a new SQLite file that Optuna and optuna-dashboard open. About 20 ms a trial."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
+    for study in (search.study for search in searches):
+        copy = optuna.create_study(storage=storage, study_name=study.study_name, directions=study.directions)
+        copy.add_trials(study.get_trials(deepcopy=False))
+    storage.remove_session()
+    storage.engine.dispose()
+    draft.replace(path)

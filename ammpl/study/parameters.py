@@ -79,7 +79,7 @@ class FloatParameter(_Range):
             raise ValueError("'step' and 'log: true' exclude each other")
         return self
 
-    def suggest(self, trial: optuna.Trial, name: str) -> float:
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> float:
         """Draw a value."""
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
@@ -113,7 +113,7 @@ class IntParameter(_Range):
         self._check_range(self.low, self.high, self.log, self.step)
         return self
 
-    def suggest(self, trial: optuna.Trial, name: str) -> int:
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> int:
         """Draw a value."""
         return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
@@ -148,7 +148,7 @@ class CategoricalParameter(_Parameter):
                 raise ValueError(f"{choice!r} is listed twice")
         return tuple(choices)
 
-    def suggest(self, trial: optuna.Trial, name: str) -> Scalar:
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Scalar:
         """Draw a value."""
         return trial.suggest_categorical(name, self.choices)
 

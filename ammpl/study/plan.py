@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import json
 import statistics
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ammpl.config import Scalar, TrialConfig
+from optuna.trial import FrozenTrial
+
+from ammpl.config import Scalar, SeedConfig, TrialConfig
 from ammpl.errors import UserError
 from ammpl.study.base_plan import BasePlan, Running
+from ammpl.study.extension import draw_alike, known_trial, version_seed
 from ammpl.study.optuna_search import OptunaSearch
 from ammpl.study.space import SearchSpace
+from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import Observer, Outcome, Phase, State, Trial
 
 
@@ -41,6 +44,10 @@ class Plan(BasePlan):
 
     Attributes:
         winner: after confirmation, the candidate with the best mean; None if there is none.
+        searches: Optuna's studies, one for each space that the study has had.
+        search: the last of them.
+        knowledge: of each space but the first: the version that it began, how many of the configurations before that
+            it can give, and how many there were.
     """
 
     def __init__(
@@ -52,12 +59,18 @@ class Plan(BasePlan):
         clock: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(space.objective.metric, space.objective.direction, folder, observer, space.budget, clock)
+        self.second = space.second_objective.metric if space.second_objective else None
         self.space = space
-        self.search = OptunaSearch(study_name, space.directions, space.sampler, space.pruner, seed=space.seed)
+        self.searches = [OptunaSearch(study_name, space.directions, space.sampler, space.pruner, seed=space.seed)]
+        self.knowledge: list[tuple[int, int, int]] = []
+        self._name = study_name
         if space.first:
             self.search.study.enqueue_trial(space.first)
         self.winner: str | None = None
         self._size = space.search_size
+        self._asked = 0  # configurations drawn
+        self._outside: set[int] = set()  # numbers of those that the present space cannot give
+        self._before: Counter[Phase] = Counter()  # trials of its configurations in earlier versions
         self._several = len(space.repeats) > 1
         self._values: dict[int, list[float]] = {}  # of the configurations that are open, by number: a value a repeat
         self._second: dict[int, list[float]] = {}  # the same of the second objective, if there is one
@@ -67,6 +80,74 @@ class Plan(BasePlan):
         self._records: dict[str, _Record] = {}  # of the search, by the configuration's sha256
 
     @property
+    def search(self) -> OptunaSearch:
+        """What draws now."""
+        return self.searches[-1]
+
+    def check_extension(self, space: StudySpace) -> None:
+        """Raise UserError unless a later version can begin where this one stands, and has something to search."""
+        assert isinstance(space, SearchSpace)
+        if self._values and not draw_alike(space, self.space):
+            fix = "go on with it (tune.py resume), and let it end or stop it (tune.py stop) first"
+            raise UserError("--space", "cannot change while configurations of the search have not ended", fix=fix)
+        size = self._size_of(space, [found for found in self._known(space).values() if found])
+        if size is not None and size <= self._asked:
+            rule = f"leaves nothing to search: all {size} configurations of the space have been tried"
+            raise UserError("extend", rule, fix="widen the space, with --space")
+        self._check_budget(space.budget, self._asked)
+
+    def extend(self, space: StudySpace) -> None:
+        """Begin a later version of the study, with a larger budget or another space.
+
+        With the same space the search goes on as if it had had that budget from the start. With another one it is a
+        new Optuna study that begins with those trials that the space can give; others are no candidates any more. The
+        best are confirmed on the same fresh repeats; what has been confirmed or tested is not run again.
+        """
+        assert isinstance(space, SearchSpace)
+        known = self._known(space)
+        fitting = [found for found in known.values() if found]
+        self._size = self._size_of(space, fitting)
+        if not draw_alike(space, self.space):
+            self._outside = {number for number, found in known.items() if not found}
+            self.knowledge.append((self.version + 1, len(fitting), self._asked))
+            self.searches.append(
+                OptunaSearch(
+                    f"{self._name}-{self.version + 1}",
+                    space.directions,
+                    space.sampler,
+                    space.pruner,
+                    seed=version_seed(space.seed, self.version + 1),
+                    known=fitting,
+                    first=self._asked,
+                )
+            )
+            if space.first:
+                self.search.study.enqueue_trial(space.first)
+        self._before = Counter(t.phase for t in (*(t for t, _ in self.finished), *self.running) if t.params)
+        self.space = space
+        self.winner = None
+        self._extend(space.budget)
+
+    def _known(self, space: SearchSpace) -> dict[int, FrozenTrial | None]:
+        """Return each configuration of the search as a trial of another space, by number; None if it is none of it."""
+        trials = {trial.number: trial for trial, _ in self.finished if trial.number is not None}
+        return {
+            number: known_trial(space, trials[number], told)
+            for search in self.searches
+            for number, told in search.own
+            if number in trials and number not in self._values
+        }
+
+    def _size_of(self, space: SearchSpace, known: Sequence[FrozenTrial]) -> int | None:
+        """Return how many configurations the search has drawn once a later version has ended, None without limit."""
+        if draw_alike(space, self.space):
+            return space.search_size
+        trials, count = space.budget.trials, len({json.dumps(trial.params) for trial in known})
+        left = None if trials is None else trials - self._asked + count
+        size = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": left})}).search_size
+        return None if size is None else size - count + self._asked
+
+    @property
     def totals(self) -> dict[Phase, int | None]:
         """How many trials each phase has at most; None where only time ends it."""
         search = None if self._size is None else self._size * len(self.space.repeats)
@@ -74,10 +155,11 @@ class Plan(BasePlan):
         if confirm is None:
             return {"search": search, "confirm": 0, "test": 0}
         candidates = confirm.top if self._size is None else min(confirm.top, self._size)
+        before = self._before  # of other candidates, in earlier versions
         return {
             "search": search,
-            "confirm": (candidates + len(confirm.baselines)) * confirm.repeats,
-            "test": (1 + len(confirm.baselines)) * confirm.repeats,
+            "confirm": (candidates + len(confirm.baselines)) * confirm.repeats + before["confirm"],
+            "test": (1 + len(confirm.baselines)) * confirm.repeats + before["test"],
         }
 
     def _prunes(self, trial: Trial, step: int, value: float) -> bool:
@@ -136,14 +218,6 @@ class Plan(BasePlan):
         second = statistics.fmean(seconds) if seconds else None
         self.search.tell(trial.number, outcome.state, value, second, learn=self._several, **told)
 
-    def _fault(self, running: Running) -> str | None:
-        """Return what is wrong with a trial that ended in order: the second objective has to be there, too."""
-        second = self.space.second_objective
-        fault = super()._fault(running)
-        if fault or second is None or math.isfinite(running.metrics.get(second.metric, math.nan)):
-            return fault
-        return f"the evaluation at step {running.step} has no finite '{second.metric}'"
-
     def _abandon(self, reason: str) -> None:
         """Tell Optuna that configurations between two repeats are LOST."""
         while self._due:
@@ -156,11 +230,12 @@ class Plan(BasePlan):
         self._abandon(reason)
 
     def best(self, count: int) -> list[tuple[Trial, float]]:
-        """Return the best different configurations of the search with their objective, the best first.
+        """Return the best different configurations of the present space with their objective, the best first.
 
         With several repeats the objective is the mean of their last values, and the trial is the last repeat's.
         """
-        ranked = sorted(self._complete, key=lambda pair: (self._cost(pair[1]), pair[0].number))
+        inside = [pair for pair in self._complete if pair[0].number not in self._outside]
+        ranked = sorted(inside, key=lambda pair: (self._cost(pair[1]), pair[0].number))
         first = {trial.config.sha256: trial.key for trial, _ in reversed(ranked)}
         return [(trial, value) for trial, value in ranked if first[trial.config.sha256] == trial.key][:count]
 
@@ -174,20 +249,25 @@ class Plan(BasePlan):
         for method in self.space.confirm.baselines:
             for repeat in repeats:
                 yield from self._due_repeats()
-                config = self.space.baseline(method, repeat)
-                yield Trial(f"confirm-{method}-r{repeat}", "confirm", method, None, repeat, config)
+                if (key := f"confirm-{method}-r{repeat}") not in self._begun:
+                    config = self.space.baseline(method, repeat)
+                    yield Trial(key, "confirm", method, None, repeat, config)
         yield from self._wait("search")
-        finalists = [trial for trial, _ in self.best(self.space.confirm.top)]
-        for trial in finalists:
+        for trial, _ in self.best(self.space.confirm.top):
             for repeat in repeats:
-                config = self.space.config(trial.params, repeat)
-                key = f"confirm-{trial.number:04d}-r{repeat}"
-                yield Trial(key, "confirm", trial.candidate, None, repeat, config, trial.params)
+                if (key := f"confirm-{trial.number:04d}-r{repeat}") not in self._begun:
+                    seeds = SeedConfig.of_repeat(self.space.seed, repeat)
+                    config = trial.config.model_copy(update={"seeds": seeds})
+                    yield Trial(key, "confirm", trial.candidate, None, repeat, config, trial.params)
         yield from self._wait("confirm")
-        self.winner = self._confirmed_best([trial.candidate for trial in finalists])
+        # With those that were confirmed in earlier versions: the more is known, the better.
+        confirmed = {trial.candidate for trial, _ in self.finished if trial.phase == "confirm"}
+        ranked = [trial.candidate for trial, _ in self.best(len(self._complete))]
+        self.winner = self._confirmed_best([candidate for candidate in ranked if candidate in confirmed])
         for candidate in filter(None, (self.winner, *self.space.confirm.baselines)):
             trained = self.outcomes("confirm", candidate)
-            yield from (self._test(trial) for trial, outcome in trained if outcome.state is State.COMPLETE)
+            tests = [self._test(trial) for trial, outcome in trained if outcome.state is State.COMPLETE]
+            yield from (test for test in tests if test.key not in self._begun)
         yield from self._wait("test")
 
     def _keep(self, record: _Record, sha256: str) -> None:
@@ -219,10 +299,11 @@ class Plan(BasePlan):
 
     def _search_trials(self) -> Iterator[Trial]:
         repeat = self.space.repeats[0]
-        for begun in itertools.count():
+        while True:
             yield from self._due_repeats()
-            if begun == self._size or self._ending is not None or self._is_used_up(begun):
+            if self._asked == self._size or self._ending is not None or self._is_used_up(self._asked):
                 return
+            self._asked += 1
             number, params = self.search.ask(self.space.suggest)
             self._values[number] = []
             try:

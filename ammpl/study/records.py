@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Records:
 
     Args:
         folder: the study folder.
-        space: gives the searched (or varied) parameters' columns their types.
+        spaces: of the study's versions, give the searched (or varied) parameters' columns their types.
 
     Attributes:
         log: the event log.
@@ -72,12 +72,12 @@ class Records:
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, space: StudySpace):
+    def __init__(self, folder: Path, *spaces: StudySpace):
         self._trials_file = folder / "trials" / "trials.parquet"
         self._curves_file = folder / "curves" / "curves.parquet"
         for path in (self._trials_file, self._curves_file):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._params = {name: _param_type(space, name) for name in space.parameters}
+        self._params = {name: _param_type(spaces, name) for space in spaces for name in space.parameters}
         self._started: dict[str, datetime] = {}
         self._trials: list[dict[str, Any]] = []
         # A study has many points: those that have been written are kept as Arrow columns, a quarter of the size.
@@ -98,7 +98,7 @@ class Records:
         """Log the trial with its whole configuration."""
         self.now = self._started[trial.key] = self.log.tell(
             "started",
-            trial.key,
+            key=trial.key,
             phase=trial.phase,
             candidate=trial.candidate,
             number=trial.number,
@@ -110,7 +110,7 @@ class Records:
 
     def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Log the evaluation; add its points to the curves."""
-        self.now = self.log.tell("reported", trial.key, step=step, metrics=dict(metrics))
+        self.now = self.log.tell("reported", key=trial.key, step=step, metrics=dict(metrics))
         for name, value in metrics.items():
             self._metrics.setdefault(name)
             self._points.append({**_identity(trial), "step": step, "metric": name, "value": value})
@@ -127,7 +127,7 @@ class Records:
             "seconds": outcome.seconds,
             **({"gpus": outcome.gpus} if outcome.gpus else {}),
         }
-        self.now = self.log.tell("finished", trial.key, **ended)
+        self.now = self.log.tell("finished", key=trial.key, **ended)
         self.log.sync()
         self._trials.append(
             {
@@ -186,13 +186,15 @@ def _identity(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _param_type(space: StudySpace, name: str) -> pa.DataType:
+def _param_type(spaces: Sequence[StudySpace], name: str) -> pa.DataType:
     """Return the column type that holds every value of a parameter; mixed ones become JSON text."""
-    parameter = space.parameters[name]
-    kinds = {type(value) for value in parameter.extremes() if value is not None}
-    if parameter.type == "float" or kinds == {float} or kinds == {int, float}:
+    parameters = [space.parameters[name] for space in spaces if name in space.parameters]
+    kinds = {type(value) for parameter in parameters for value in parameter.extremes() if value is not None}
+    if any(parameter.type == "float" for parameter in parameters):
+        kinds |= {float}
+    if kinds in ({float}, {int, float}):
         return pa.float64()
-    if parameter.type == "int" or kinds == {int}:
+    if kinds == {int}:
         return pa.int64()
     return pa.bool_() if kinds == {bool} else pa.string()
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ammpl.errors import UserError, did_you_mean
 from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.event_log import FILE, read_history, space_file
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.statistics import estimate
 
@@ -107,13 +108,14 @@ class Comparison:
         return table
 
 
-def finished_space(folder: Path) -> StudySpace:
-    """Return the space that repeats a finished study: the resolved one in its folder.
+def finished_versions(folder: Path) -> list[StudySpace]:
+    """Return the spaces that repeat a finished study, one after the other: of its begin, and of each extension.
 
     A budget of time or GPU-hours, used up sooner or later each time, becomes the number of trials that had begun.
 
     Raises:
-        UserError: the folder is not a study's, the study was interrupted, or its space cannot be read.
+        UserError: the folder is not a study's, the study was interrupted, or its space cannot be read; or it was
+            extended before it had ended, at a point where no other study can be stopped.
     """
     if not folder.is_dir():
         raise UserError(str(folder), "is not a folder", fix="name the folder of a finished study")
@@ -132,14 +134,24 @@ def finished_space(folder: Path) -> StudySpace:
             fix=f"go on with it: python tune.py resume {folder}",
         )
     _read(folder)
-    space = read_space(folder / "study.yaml")
-    if space.budget.time is None and space.budget.gpu_hours is None:
-        return space
-    rows = _table(_trials_file(folder), ["phase", "key", "number"])
-    first = [row for row in rows if row["phase"] in ("search", "ablation")]
-    begun = {row["key"] if row["number"] is None else row["number"] for row in first}  # a number has several repeats
-    budget = space.budget.model_copy(update={"trials": len(begun), "time": None, "gpu_hours": None})
-    return space.model_copy(update={"budget": budget})
+    spaces: list[StudySpace] = []
+    begun: set[Any] = set()
+    lines = [line for line in read_history(folder / FILE).lines if line.event["event"] != "session"]
+    for last, line in zip([None, *lines], [*lines, None], strict=True):
+        event = line.event if line else {"event": "extended"}  # and at the end of the last version
+        if event["event"] == "started" and event["phase"] in ("search", "ablation"):
+            begun.add(event["key"] if event["number"] is None else event["number"])  # a number has several repeats
+        if event["event"] != "extended":
+            continue
+        if line and (last is None or last.event["event"] != "ended"):
+            fix = "repeat its trials one by one: python tune.py rerun-trial"
+            raise UserError(str(folder), "was extended before it had ended, which a rerun cannot repeat", fix=fix)
+        space = read_space(space_file(folder, len(spaces) + 1))
+        if space.budget.time is not None or space.budget.gpu_hours is not None:
+            limits = {"trials": len(begun), "time": None, "gpu_hours": None}
+            space = space.model_copy(update={"budget": space.budget.model_copy(update=limits)})
+        spaces.append(space)
+    return spaces
 
 
 def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:

@@ -22,9 +22,10 @@ from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.base_plan import BasePlan
 from ammpl.study.budget import Budget
 from ammpl.study.environment import describe_environment, differences, session_environment
-from ammpl.study.event_log import FILE, Event, History, read_history
+from ammpl.study.event_log import FILE, Event, History, read_history, space_file
 from ammpl.study.preparation import prepare_data
 from ammpl.study.replay import check_study
+from ammpl.study.space import SearchSpace
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.trial import Execute, Outcome, Phase, State, Trial
 from ammpl.study.worker import THREAD_VARIABLES, Attempt, End
@@ -40,6 +41,7 @@ class Record:
     Attributes:
         curve: step and metrics of each evaluation.
         session: which session of the study it ended in, from 1.
+        version: of the study in which it began.
     """
 
     trial: Trial
@@ -47,6 +49,7 @@ class Record:
     reason: str | None
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     session: int
+    version: int
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ def rerun_trial(
             learnables are missing, or this version does not read its configuration.
     """
     check_study(folder)
-    space = read_space(folder / "study.yaml")
-    record = read_record(folder, word, space)
+    record = read_record(folder, word)
+    space = read_space(space_file(folder, record.version))
     then = session_environment(folder, record.session)
     _keep_to_resources(then or {})
     if execute is None:
@@ -131,15 +134,17 @@ def rerun_trial(
     return Verdict(trial.key, difference, (comparing.evaluations, comparing.values), ending, surroundings)
 
 
-def read_record(folder: Path, word: str, space: StudySpace) -> Record:
+def read_record(folder: Path, word: str) -> Record:
     """Return what a study's log has of a trial, by key or, in a search, by number.
 
     Raises:
         UserError: it is unknown, or has no end to compare with, or this version does not read its configuration.
     """
     history = read_history(folder / FILE)
-    begun = {line.event["key"]: line.event for line in history.told if line.event["event"] == "started"}
+    starts = {line.event["key"]: line for line in history.told if line.event["event"] == "started"}
+    begun = {key: line.event for key, line in starts.items()}
     key = _key(word, begun)
+    start = starts[key]
     ends = [line for line in history.told if line.event["event"] == "finished" and line.event["key"] == key]
     if not ends:
         fix = f"wait for it, or go on with the study: python tune.py resume {folder}"
@@ -147,8 +152,10 @@ def read_record(folder: Path, word: str, space: StudySpace) -> Record:
     [end] = ends
     if end.event["state"] == State.LOST:
         raise UserError(key, f"was lost ({end.event['reason']}): it has no result of its own to compare with")
+    if str(end.event["reason"]).endswith("(budget.trial_time)"):
+        raise UserError(key, f"{end.event['reason']}: how long a trial takes is no result that can be compared")
     return Record(
-        trial=_trial(folder, begun[key], space, history),
+        trial=_trial(folder, begun[key], history),
         state=State(end.event["state"]),
         reason=end.event["reason"],
         curve=tuple(
@@ -157,6 +164,7 @@ def read_record(folder: Path, word: str, space: StudySpace) -> Record:
             if line.event["event"] == "reported" and line.event["key"] == key
         ),
         session=sum(line.event["event"] == "session" for line in history.lines[: end.number]),
+        version=1 + sum(line.number < start.number for line in history.extensions),
     )
 
 
@@ -172,7 +180,7 @@ def _key(word: str, begun: Mapping[str, Event]) -> str:
     raise UserError(f"trial {word}", "did not begin in this study", fix=did_you_mean(word, begun))
 
 
-def _trial(folder: Path, event: Event, space: StudySpace, history: History) -> Trial:
+def _trial(folder: Path, event: Event, history: History) -> Trial:
     try:
         config = TrialConfig.model_validate_json(json.dumps(event["config"]))
         known = config.sha256 == event["config_sha256"]
@@ -184,7 +192,8 @@ def _trial(folder: Path, event: Event, space: StudySpace, history: History) -> T
         raise UserError(event["key"], rule, fix=f"use that of the study, {version}" if version else None)
     learnables = None
     if event["phase"] == "test" and config.method != "zero_shot":
-        trained = "ablation" if isinstance(space, AblationSpace) else "confirm"
+        first = next(line.event for line in history.told if line.event["event"] == "started")
+        trained = "ablation" if first["phase"] == "ablation" else "confirm"
         learnables = folder / "checkpoints" / event["key"].replace("test", trained, 1) / "learnables.safetensors"
         if not learnables.is_file():
             raise UserError(str(learnables), f"is missing, which {event['key']} tested", fix="put back a copy of it")
@@ -259,6 +268,8 @@ class _OneTrial(BasePlan):
     def __init__(self, record: Record, space: StudySpace, folder: Path, observer: _Comparing):
         super().__init__(space.objective.metric, space.objective.direction, folder, observer, Budget(), None)
         self.needs_finite = isinstance(space, AblationSpace)
+        if isinstance(space, SearchSpace) and space.second_objective is not None:
+            self.second = space.second_objective.metric
         self._record = record
 
     @property

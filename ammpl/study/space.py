@@ -147,7 +147,7 @@ class SearchSpace(Section):
         counted = count_grid(self.parameters, self._base_values, trials or MOST_COUNTED)
         return counted if trials is not None or counted < MOST_COUNTED else None
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
         """Draw the active parameters from an Optuna trial, in the order of the file."""
         return self._draw(lambda name, parameter: parameter.suggest(trial, name))
 

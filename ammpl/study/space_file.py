@@ -8,6 +8,7 @@ from typing import Any
 
 from ammpl.errors import UserError, did_you_mean
 from ammpl.study.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.event_log import History, space_file
 from ammpl.study.space import SearchSpace, parse_space
 from ammpl.yaml_file import read_yaml
 
@@ -23,6 +24,11 @@ def read_space(path: Path) -> StudySpace:
         UserError: the file is unreadable, no YAML, or breaks a rule; names file, field, rule, value and fix.
     """
     return parse_study_space(read_yaml(path), path.name)
+
+
+def read_present_space(folder: Path, history: History) -> StudySpace:
+    """Read the space of a study's present version. Raises UserError as above."""
+    return read_space(space_file(folder, 1 + len(history.extensions)))
 
 
 def parse_study_space(raw: Any, where: str) -> StudySpace:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
+from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.budget import duration_text
-from ammpl.study.event_log import FILE, Event, History, read_history
+from ammpl.study.event_log import FILE, Event, History, read_history, space_file
 from ammpl.study.folder import is_asked_to_stop, is_locked
 from ammpl.study.replay import check_study
 from ammpl.study.space_file import read_space
@@ -30,6 +32,11 @@ def status(folder: Path) -> list[str]:
     for phase, states in counts.items():
         listed = ", ".join(f"{count} {state}" for state, count in states.items())
         lines.append(f"{phase}: {states.total()} trials: {listed}")
+    for line in history.extensions:
+        event = line.event
+        at = datetime.fromisoformat(event["time"])
+        file = space_file(folder, event["version"])
+        lines.append(f"version {event['version']}: extended {at:%Y-%m-%d %H:%M} UTC, {_budget(file)} ({file.name})")
     if best := _best(folder, history, begun):
         lines.append(best)
     lines.append(f"time: {duration_text(history.seconds) or '0 s'}")
@@ -44,6 +51,17 @@ def _condition(folder: Path, history: History) -> str:
     if history.has_ended:
         return "has ended"
     return f"is not running and has not ended; it goes on with: python tune.py resume {folder}"
+
+
+def _budget(file: Path) -> str:
+    """Describe how much a version of a study runs in all."""
+    space = read_space(file)
+    limits = [] if space.budget.trials is None else [f"{space.budget.trials} trials"]
+    if space.budget.seconds is not None:
+        limits.append(duration_text(space.budget.seconds))
+    if isinstance(space, AblationSpace):
+        limits.append(f"{len(space.repeats)} repeats")
+    return f"{' or '.join(limits)} in all"
 
 
 def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None:

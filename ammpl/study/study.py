@@ -14,7 +14,6 @@ import ray
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError
 from ammpl.study import ray_cluster
@@ -24,7 +23,8 @@ from ammpl.study.ablation_summary import summarize_study
 from ammpl.study.budget import trials_text
 from ammpl.study.console import Console
 from ammpl.study.environment import describe_environment
-from ammpl.study.event_log import FILE, end_log, read_history
+from ammpl.study.event_log import FILE, end_log, read_history, space_file
+from ammpl.study.extension import Extension, extended_space
 from ammpl.study.folder import (
     ELSEWHERE,
     check_output,
@@ -35,18 +35,18 @@ from ammpl.study.folder import (
     write_text,
 )
 from ammpl.study.observers import Observers
+from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
-from ammpl.study.preparation import DataNotes, prepare_data
+from ammpl.study.preparation import DataNotes
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
 from ammpl.study.records import Records
-from ammpl.study.replay import check_study, check_unchanged, replay
+from ammpl.study.replay import begin_version, check_study, read_versions, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
 from ammpl.study.trial import INTERRUPTED, Execute, Observer
 from ammpl.study.views import Views, started, undelivered
-from ammpl.study.worker import execute as train_or_test
-from ammpl.study.worker import prepare as load
+from ammpl.study.work import Work, work_for
 from ammpl.yaml_file import dump_yaml
 
 
@@ -93,13 +93,13 @@ def run_study(
         UserError: something the user can mend, found before any trial; nothing is left behind then.
     """
     there = check_output(options.output)
-    task = _task(space, options, execute)
+    work = work_for(space, options.home, execute, options.quiet)
     with started(options.tracking, options.tracking_uri, None) as views, ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         with locked(folder):
-            session = _Session(space, folder, options, observers, task.notes, views, there=there)
-            return session.run(task, resources)
+            session = _Session([space], folder, options, observers, work.notes, views, there=there)
+            return session.run(work, resources)
 
 
 def resume_study(
@@ -127,38 +127,56 @@ def resume_study(
         history = read_history(folder / FILE)
         if history.has_ended and not undelivered(folder):
             return None
-        space = check_unchanged(folder, history)
+        versions = read_versions(folder, history)
         if history.has_ended:
-            session = _Session(space, folder, options, observers, DataNotes())
+            session = _Session(versions, folder, options, observers, DataNotes())
             session.replay()
             with started(options.tracking, options.tracking_uri, folder) as session.views:
                 return session.deliver()
-        task = _task(space, options, execute)
-        session = _Session(space, folder, options, observers, task.notes)
-        session.replay()
-        with (
-            started(options.tracking, options.tracking_uri, folder) as session.views,
-            ray_cluster.connected(options.ray_address),
-        ):
-            resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
-            return session.run(task, resources)
+        return _go_on(folder, versions, None, options, execute, observers)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What workers do: with a trial, and before the first one; what is to be said of the data."""
+def extend_study(
+    folder: Path,
+    more: Extension | StudySpace,
+    options: Options = Options(),
+    *,
+    execute: Execute | None = None,
+    observers: Sequence[Observer] = (),
+) -> StudySummary:
+    """Begin a later version of a study, ended or not, and run it to its end.
 
-    execute: Execute
-    prepare: Callable[[], None] | None
-    notes: DataNotes
+    Args:
+        more: what to add, or all of the next version's space. Other arguments are those of :func:`resume_study`.
+
+    Raises:
+        UserError: as there, or the extension does not fit the study; the study is left as it was then.
+    """
+    check_study(folder)
+    with locked(folder):
+        history = read_history(folder / FILE)
+        versions = read_versions(folder, history)
+        new = extended_space(versions[-1], history, more) if isinstance(more, Extension) else more
+        return _go_on(folder, versions, new, options, execute, observers)
 
 
-def _task(space: StudySpace, options: Options, execute: Execute | None) -> _Task:
-    if execute is not None:
-        return _Task(execute, None, DataNotes())
-    home, configs = options.home or DataHome(), configurations(space)
-    notes = prepare_data(configs, home, options.quiet)
-    return _Task(functools.partial(train_or_test, home=home), functools.partial(load, configs, home), notes)
+def _go_on(
+    folder: Path,
+    versions: Sequence[StudySpace],
+    new: StudySpace | None,
+    options: Options,
+    execute: Execute | None,
+    observers: Sequence[Observer],
+) -> StudySummary:
+    work = work_for(new or versions[-1], options.home, execute, options.quiet)
+    session = _Session(versions, folder, options, observers, work.notes, new=new)
+    session.replay()
+    with (
+        started(options.tracking, options.tracking_uri, folder) as session.views,
+        ray_cluster.connected(options.ray_address),
+    ):
+        resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
+        return session.run(work, resources)
 
 
 class _Session:
@@ -169,7 +187,7 @@ class _Session:
 
     def __init__(
         self,
-        space: StudySpace,
+        versions: Sequence[StudySpace],
         folder: Path,
         options: Options,
         observers: Sequence[Observer],
@@ -177,9 +195,11 @@ class _Session:
         views: Views | None = None,
         *,
         there: Path | None = None,
+        new: StudySpace | None = None,
     ):
         self.views = views or Views(None)
-        self._space = space
+        self._versions = versions
+        self._new = new  # the version that begins once workers are ready
         self._notes = notes
         self._folder = folder
         self._options = options
@@ -187,16 +207,16 @@ class _Session:
         self._there, self._resumes = there, there is None
         self._started = self._stopped = False
 
-    def run(self, task: _Task, resources: Resources) -> StudySummary:
+    def run(self, work: Work, resources: Resources) -> StudySummary:
         """Run the study on the connected cluster to its end."""
         self._resources = resources
-        if task.prepare is not None and not self._options.quiet:
+        if work.prepare is not None and not self._options.quiet:
             print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
         try:
             if not self._resumes:  # from now on it can be resumed
-                write_text(self._folder / "study.yaml", dump_yaml(self._space.resolved()))
+                write_text(space_file(self._folder), dump_yaml(self._versions[0].resolved()))
             completed = run_plan(
-                self.start, task.execute, self._folder, resources, task.prepare, self.is_asked_to_stop
+                self.start, work.execute, self._folder, resources, work.prepare, self.is_asked_to_stop
             )
         except BaseException as error:
             # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
@@ -213,11 +233,12 @@ class _Session:
         """Make the plan and bring it to where the study had come; nothing is written but what is new.
 
         Raises:
-            UserError: the folder's log cannot be read or written, or the study does not come out as it did.
+            UserError: the folder's log cannot be read or written, the study does not come out as it did, or its next
+                version has nothing to run.
         """
-        space, folder = self._space, self._folder
+        space, folder = self._versions[0], self._folder
         try:
-            self._records = Records(folder, space)
+            self._records = Records(folder, *self._versions, *([self._new] if self._new else []))
             self._observers = Observers([], self._records)
             self._observers.hold()
             clock = self._records.log.clock
@@ -225,7 +246,9 @@ class _Session:
                 self._plan: StudyPlan = AblationPlan(space, folder, self._observers, clock)
             else:
                 self._plan = Plan(space, space.name, folder, self._observers, clock)
-            replay(self._plan, self._records.log)
+            replay(self._plan, self._records.log, folder, self._versions)
+            if self._new:
+                self._plan.check_extension(self._new)
         except OSError as error:
             raise _unwritable(folder, error) from None
 
@@ -235,7 +258,7 @@ class _Session:
         Raises:
             UserError: the folder cannot be written to, or the tracking store cannot be used.
         """
-        space, folder = self._space, self._folder
+        space, folder = self._versions[0], self._folder
         environment = describe_environment(ray.cluster_resources(), sys.argv)
         environment["trial"] = {"cpus": self._resources.cpus, "gpus": self._resources.gpus}
         environment["data"] = self._notes.as_dict()
@@ -251,6 +274,10 @@ class _Session:
         except OSError as error:
             raise _unwritable(folder, error) from None
         stores = self.views.open(space, folder, history.states, lambda: self._observers.now)
+        if self._new:
+            write_text(space_file(folder, self._plan.version + 1), dump_yaml(self._new.resolved()))
+            begin_version(self._plan, self._records.log, folder, self._new)
+        space = self._new or self._versions[-1]
         view = Console(
             {phase: total for phase, total in self._plan.totals.items() if total != 0},
             space.objective.metric,
@@ -262,7 +289,8 @@ class _Session:
         )  # it needs the plan's totals, and the plan its observers: so it joins later
         if self._resumes:
             running = len(self._plan.running)
-            view.notice(f"resumed: {trials_text(len(self._plan.finished))} had ended, {running} go on")
+            what = f"extended, version {self._plan.version}" if self._new else "resumed"
+            view.notice(f"{what}: {trials_text(len(self._plan.finished))} had ended, {running} go on")
         view.silent = True
         self._observers.join(view, *stores, *self._extra)
         view.silent = False
@@ -308,7 +336,8 @@ class _Session:
         plan, log = self._plan, self._records.log
         plan.next()  # asked for more, it comes to its end
         self._observers.join(
-            *self.views.open(self._space, self._folder, log.history.states, lambda: self._observers.now), *self._extra
+            *self.views.open(self._versions[0], self._folder, log.history.states, lambda: self._observers.now),
+            *self._extra,
         )
         summary = summarize_study(plan, self._folder, interrupted=False, seconds=log.clock())
         self.views.end(summary, [])
@@ -330,7 +359,7 @@ class _Session:
             "summary.json": lambda path: write_text(path, json.dumps(summary.as_dict(), indent=2) + "\n")
         }
         if isinstance(plan, Plan):
-            files["optuna.sqlite3"] = plan.search.save
+            files["optuna.sqlite3"] = functools.partial(save_searches, plan.searches)
         errors = []
         for name, write in files.items():
             path = self._folder / name
@@ -348,13 +377,3 @@ def _unwritable(path: Path, error: Exception) -> UserError:
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(str(path), f"cannot be written ({reason})", fix=ELSEWHERE)
-
-
-def configurations(space: StudySpace) -> list[TrialConfig]:
-    """Return configurations of each kind that the study runs, for checks before it starts."""
-    if isinstance(space, AblationSpace):
-        most = max(setting.shots for setting in space.settings)  # where these suffice, fewer do
-        settings = [setting for setting in space.settings if setting.shots == most]
-        return [space.config(variant, space.repeats[0], setting) for setting in settings for variant in space.variants]
-    baselines = space.confirm.baselines if space.confirm else ()
-    return [*space.extreme_configs(), *(space.baseline(method, space.repeats[0]) for method in baselines)]

@@ -85,7 +85,8 @@ class StudySummary(ABC):
         on_request: whether that was by ``tune.py stop``, which lets running trials end.
         objective: the metric that is optimised or compared.
         counts: trials by phase and state.
-        test_openings: how often the study looked at the test split: 1, or 0 if it did not or ended before.
+        test_openings: how often the study looked at the test split: 1, or 0 if it did not or ended before; one more
+            for each time that it was extended and looked again.
         seconds: wall time of the trials' phase.
         reasons: why trials FAILED or were LOST, with how many each.
         notes: what a reader of the tables must know.
@@ -274,7 +275,7 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
         winner=plan.winner,
         rows=tuple(_row(plan, candidate) for candidate in shown),
         finalists=tuple(_row(plan, candidate) for candidate in finalists if _confirmed(plan, candidate)),
-        test_openings=int("test" in counts),
+        test_openings=plan.test_openings,
         seconds=seconds,
         reasons=reasons,
         ended=plan.ended,
@@ -286,17 +287,30 @@ def summarize(plan: Plan, folder: Path, *, interrupted: bool, seconds: float) ->
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
-    """Say when the winner's image prompt does nothing at evaluation, since its row looks as if it did."""
+    """Say what the rows do not show: trials of another space, further looks at the test split, idle image prompts."""
+    notes = [
+        f"note: version {version}'s space can give {known} of the {of} configurations before it: its sampler "
+        f"({plan.space.sampler.name}) begins with these, and the others are no candidates any more"
+        for version, known, of in plan.knowledge
+    ]
+    if plan.test_openings > 1:
+        tested = dict.fromkeys(trial.candidate for trial, _ in plan.finished if trial.phase == "test" and trial.params)
+        listed = ", ".join(f"trial {candidate}" for candidate in tested)
+        notes.append(
+            f"note: the test split was opened {plan.test_openings} times ({listed}): the study was extended after it "
+            "had been seen, so the last result is no untouched test"
+        )
     if plan.winner is None:
-        return ()
+        return tuple(notes)
     rates = [o.metrics.get("mask/keep_rate", 0.0) for _, o in complete(plan.outcomes("confirm", plan.winner))]
     idle = sum(rate > IDLE_KEEP_RATE for rate in rates)
-    if not idle:
-        return ()
-    return (
-        f"note: in {idle} of {len(rates)} repeats the winner's masks keep over {IDLE_KEEP_RATE:.0%} of the patches "
-        "at evaluation: its image prompt is idle there",
-    )
+    if idle:
+        kept = f"keep over {IDLE_KEEP_RATE:.0%} of the patches"
+        notes.append(
+            f"note: in {idle} of {len(rates)} repeats the winner's masks {kept} at evaluation: its image prompt is "
+            "idle there"
+        )
+    return tuple(notes)
 
 
 def tally(finished: Iterable[tuple[Trial, Outcome]]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:

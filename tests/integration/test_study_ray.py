@@ -21,6 +21,7 @@ import ray
 
 from ammpl.errors import UserError
 from ammpl.study import ray_bridge
+from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import connected, fit_resources
 from ammpl.study.ray_engine import run_plan
@@ -134,7 +135,7 @@ def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> No
 
 def test_the_sqlite_copy_equals_the_study_in_memory(tmp_path: Path) -> None:
     plan, _, _ = _run(tmp_path, execute, budget={"trials": 15}, confirm=None, seed=3)
-    plan.search.save(tmp_path / "optuna.sqlite3")
+    save_searches(plan.searches, tmp_path / "optuna.sqlite3")
     stored = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/optuna.sqlite3")
     assert stored.direction == plan.search.study.direction
     assert told(stored) == told(plan.search.study)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
@@ -23,9 +24,10 @@ from ammpl.study.base_plan import FINISHED
 from ammpl.study.event_log import FILE, read_history
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
-from ammpl.study.replay import replay
+from ammpl.study.replay import begin_version, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import INTERRUPTED, State, Trial
+from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import (
     DEPTH,
     PRUNERS,
@@ -84,22 +86,29 @@ class _Session:
     runs: _Runs
 
 
-def _open(space: StudySpace, folder: Path) -> _Session:
+def _open(space: StudySpace, folder: Path, *later: StudySpace) -> _Session:
+    """Open a study; ``later`` are the spaces of the versions that it may have."""
     folder.mkdir(exist_ok=True)
-    records = Records(folder, space)
+    records = Records(folder, space, *later)
     plan: StudyPlan
     if isinstance(space, AblationSpace):
         plan = AblationPlan(space, folder, records, records.log.clock)
     else:
         plan = Plan(space, space.name, folder, records, records.log.clock)
-    replay(plan, records.log)
+    replay(plan, records.log, folder, [space, *later])
     records.begin()
     return _Session(plan, records, _Runs())
 
 
-def _run(space: StudySpace, folder: Path) -> _Session:
-    session = _open(space, folder)
+def _run(space: StudySpace, folder: Path, *later: StudySpace) -> _Session:
+    """Run a study to its end, then each version that has not begun."""
+    session = _open(space, folder, *later)
     run_inline(session.plan, folder, session.runs)
+    for version in later[session.plan.version - 1 :]:
+        session.plan.check_extension(version)
+        (folder / f"study-{session.plan.version + 1}.yaml").write_text(dump_yaml(version.resolved()))
+        begin_version(session.plan, session.records.log, folder, version)
+        run_inline(session.plan, folder, session.runs)
     session.records.close()
     return session
 
@@ -127,9 +136,11 @@ def _result(session: _Session, folder: Path) -> dict[str, Any]:
     }
 
 
-def _check_every_cut(space: StudySpace, folder: Path, stride: int = 1) -> dict[str, Any]:
+def _check_every_cut(
+    space: StudySpace, folder: Path, stride: int = 1, later: Sequence[StudySpace] = ()
+) -> dict[str, Any]:
     """Cut a study's log after every event (or every few), resume it, and compare all that came out."""
-    whole = _run(space, folder / "whole")
+    whole = _run(space, folder / "whole", *later)
     expected = _result(whole, folder / "whole")
     assert len(whole.runs.keys) == len(set(whole.runs.keys))
     lines = (folder / "whole" / FILE).read_text().splitlines(keepends=True)
@@ -137,10 +148,12 @@ def _check_every_cut(space: StudySpace, folder: Path, stride: int = 1) -> dict[s
         here = folder / f"cut-{cut}"
         here.mkdir()
         (here / "checkpoints").symlink_to(folder / "whole" / "checkpoints")
+        for file in (folder / "whole").glob("study-*.yaml"):
+            shutil.copy(file, here)
         torn = lines[cut][: len(lines[cut]) // 2] if cut < len(lines) else ""
         (here / FILE).write_text("".join(lines[:cut]) + torn)
         ended = {e["key"] for e in map(json.loads, lines[:cut]) if e["event"] == "finished"}
-        resumed = _run(space, here)
+        resumed = _run(space, here, *later)
         assert _result(resumed, here) == expected, f"cut after event {cut}"
         owed = [key for key in whole.runs.keys if key not in ended]
         # One whose last report stopped it only has to be ended.
@@ -189,6 +202,89 @@ def test_an_ablation_cut_anywhere_is_the_same(tmp_path: Path) -> None:
         ("ablation", "FAILED"),
         ("test", "COMPLETE"),
     }
+
+
+# -- extended studies --
+
+NARROW = {**FEW, TEMPERATURE: {"type": "float", "low": 0.7, "high": 1.3, "step": 0.3}}
+
+
+def _larger(trials: int, **changes: Any) -> StudySpace:
+    return _space("tpe", "median", **{"budget": {"trials": trials}, "parameters": STEPPED, **changes})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_more_trials_are_those_of_a_study_that_had_them_from_the_start(tmp_path: Path, sampler: str) -> None:
+    whole = _run(_space(sampler, "median", budget={"trials": 14}), tmp_path / "whole")
+    extended = _run(
+        _space(sampler, "median", budget={"trials": 6}),
+        tmp_path / "extended",
+        *(_space(sampler, "median", budget={"trials": trials}) for trials in (9, 14)),
+    )
+    assert isinstance(whole.plan, Plan) and isinstance(extended.plan, Plan)
+    assert repr(told(extended.plan.search.study)) == repr(told(whole.plan.search.study))
+    assert len(extended.plan.searches) == 1
+
+    def searched(session: _Session) -> list[Any]:
+        return [
+            (trial, replace(outcome, seconds=0.0))
+            for trial, outcome in session.plan.finished
+            if trial.phase == "search"
+        ]
+
+    assert searched(extended) == searched(whole)
+    keys = [trial.key for trial, _ in extended.plan.finished]
+    assert (
+        len(keys)
+        == len(set(keys))
+        == len(extended.runs.keys) + sum(outcome.duplicate_of is not None for _, outcome in extended.plan.finished)
+    )
+    assert {trial.key for trial, _ in whole.plan.finished if trial.phase == "confirm"} <= set(keys)
+    assert 1 <= extended.plan.test_openings <= 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_an_extended_search_cut_anywhere_is_the_same(tmp_path: Path, sampler: str) -> None:
+    first = _space(sampler, "median", budget={"trials": 5}, parameters=STEPPED)
+    second = _space(sampler, "median", budget={"trials": 8}, parameters=STEPPED)
+    third = _space(sampler, "median", budget={"trials": 12}, parameters=NARROW)
+    result = _check_every_cut(first, tmp_path, stride=3 if sampler == "tpe" else 11, later=[second, third])
+    assert [event["version"] for event in result["log"] if event["event"] == "extended"] == [2, 3]
+    searched = [row for row in result["trials"] if row["phase"] == "search"]
+    assert len(searched) == 12
+    for row in searched[8:]:
+        assert 0.7 <= row[f"params.{TEMPERATURE}"] <= 1.3
+    inside = sum(0.7 <= row[f"params.{TEMPERATURE}"] <= 1.3 for row in searched[:8])
+    assert 0 < inside < 8
+    assert f"can give {inside} of the 8 configurations before it" in result["summary"]["notes"][0]
+
+
+def test_repeats_of_an_ablation_cut_anywhere_are_the_same(tmp_path: Path) -> None:
+    more = parse_ablation({**ABLATION, "repeats": [1, 2, 3, 4]}, "masks.yaml")
+    result = _check_every_cut(parse_ablation(ABLATION, "masks.yaml"), tmp_path, later=[more])
+    assert len([row for row in result["trials"] if row["phase"] == "ablation"]) == 8
+    assert result["summary"]["test_openings"] == 2
+    assert len([row for row in result["trials"] if row["phase"] == "test"]) == 7  # one failed
+
+
+def test_a_study_that_is_extended_before_its_end_leaves_nothing_out(tmp_path: Path) -> None:
+    whole = _run(_larger(12), tmp_path / "whole")
+    _run(_larger(8), tmp_path / "first")
+    reports = sum(event["event"] == "reported" for event in _events(tmp_path / "first"))
+    for evaluations in (1, 13, reports - 12, reports - 1):  # in the search, the confirmation, the test
+        folder = tmp_path / str(evaluations)
+        session = _open(_larger(8), folder)
+        assert not _run_for(session, folder, evaluations)
+        session.records.log.close()
+        session = _open(_larger(8), folder, _larger(12))
+        begin_version(session.plan, session.records.log, folder, _larger(12))
+        run_inline(session.plan, folder, session.runs)
+        session.records.close()
+        assert isinstance(whole.plan, Plan) and isinstance(session.plan, Plan)
+        assert repr(told(session.plan.search.study)) == repr(told(whole.plan.search.study))
+        again = _open(_larger(8), folder, _larger(12))
+        assert again.plan.finished == session.plan.finished
+        assert again.plan.next() is FINISHED
 
 
 def test_a_study_that_stops_itself_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ammpl.study.budget import Budget
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
-from ammpl.study.rerun import Comparison, compare, finished_space, only
+from ammpl.study.rerun import Comparison, compare, finished_versions, only
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.study import Options
 from ammpl.study.summary import Summary
@@ -134,7 +134,7 @@ def test_a_single_trial_is_never_within_noise(tmp_path: Path) -> None:
 
 def test_a_part_of_an_ablation_again(tmp_path: Path) -> None:
     whole = make(tmp_path / "a", ablation(repeats=[1, 2]))
-    space = only(finished_space(whole), ["variant=random,none"])
+    space = only(finished_versions(whole)[0], ["variant=random,none"])
     found = compare(whole, make(tmp_path / "b", space), part=True)
     assert found.identical
     assert [cell.name for cell in found.cells] == ["ablation-none", "ablation-random"]
@@ -189,13 +189,15 @@ def test_a_trial_that_failed_or_is_missing_differs(tmp_path: Path) -> None:
 
 
 def test_a_finished_study_gives_its_space(tmp_path: Path) -> None:
-    space = finished_space(_study(tmp_path / "a"))
+    [space] = finished_versions(_study(tmp_path / "a"))
     assert space.name == "small"
     assert space.resolved()["fixed"]["data.shots"] == 16
 
 
 def test_a_time_budget_becomes_the_number_of_trials_that_began(tmp_path: Path) -> None:
-    whole = finished_space(_study(tmp_path / "a", budget={"trials": 4, "time": "1h", "gpu_hours": 2.0, "patience": 3}))
+    [whole] = finished_versions(
+        _study(tmp_path / "a", budget={"trials": 4, "time": "1h", "gpu_hours": 2.0, "patience": 3})
+    )
     assert whole.budget == Budget(trials=4, patience=3)
     clock = Clock()
 
@@ -203,7 +205,7 @@ def test_a_time_budget_becomes_the_number_of_trials_that_began(tmp_path: Path) -
         clock.now += 1800.0
         return execute(trial, folder)
 
-    cut = finished_space(_study(tmp_path / "b", slow, clock, budget={"time": "1h"}, repeats=[1, 2], confirm=None))
+    [cut] = finished_versions(_study(tmp_path / "b", slow, clock, budget={"time": "1h"}, repeats=[1, 2], confirm=None))
     assert cut.budget == Budget(trials=1)
     assert compare(
         tmp_path / "b", _study(tmp_path / "c", **cut.model_dump(include={"budget"}), repeats=[1, 2], confirm=None)
@@ -213,7 +215,7 @@ def test_a_time_budget_becomes_the_number_of_trials_that_began(tmp_path: Path) -
 def test_folders_that_cannot_be_rerun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(folder: Path, text: str) -> None:
         with pytest.raises(UserError, match=text):
-            finished_space(folder)
+            finished_versions(folder)
         assert cli.main(["rerun", str(folder)]) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("error: ")

@@ -240,6 +240,10 @@ def test_what_has_no_end_to_compare_with_is_refused(tmp_path: Path, capsys: pyte
     (study / FILE).write_text("".join(json.dumps(lost) + "\n" if line == ended[0] else line for line in lines))
     with pytest.raises(UserError, match=r"search-0000: was lost \(its worker process died 3 times\)"):
         _again(study, "0")
+    slow = {**lost, "state": "FAILED", "reason": "did not end within its time of 10 min (budget.trial_time)"}
+    (study / FILE).write_text("".join(json.dumps(slow) + "\n" if line == ended[0] else line for line in lines))
+    with pytest.raises(UserError, match=r"search-0000: did not end within its time .*: how long a trial takes is no"):
+        _again(study, "0")
     (study / FILE).write_text("".join(lines).replace('"training":{', '"training":{"later":1,'))
     with pytest.raises(UserError, match="has a configuration that this version of the program reads otherwise"):
         _again(study, "0")
