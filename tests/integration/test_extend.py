@@ -25,7 +25,7 @@ from ammpl.study.study import Options, extend_study, resume_study, run_study
 from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
 from tests.integration.mlflow_store import parent
-from tests.integration.test_resume import check_mlflow, outcome
+from tests.integration.test_resume import check_mlflow
 from tests.study.fakes import DEPTH, TEMPERATURE, WIDTH, execute, small_space
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -70,14 +70,6 @@ def test_a_study_of_three_versions(tmp_path: Path, sqlite_uri: str, capsys: pyte
         second = resume_study(study, options, execute=execute)
         assert second is not None and not second.interrupted
         assert sum(second.counts["search"].values()) == 9
-        whole = run_study(
-            _space(budget={"trials": 9}), replace(options, output=tmp_path / "whole", tracking=False), execute=execute
-        )
-
-        def searched(folder: Path) -> list[Any]:
-            return [row for row in outcome(folder)["trials"] if row["phase"] == "search"]
-
-        assert searched(study) == searched(whole.folder)
 
         third = extend_study(study, Extension(trials=4, space=_space(parameters=NARROW)), options, execute=execute)
     assert isinstance(first, Summary) and isinstance(third, Summary)
