@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -39,13 +40,17 @@ class Sentence:
     claim: str = ""
 
 
-def differences(study: StudyResult, metric: str, shots: int) -> list[Comparison]:
-    """Return each candidate's comparison with the reference; empty where there is no reference.
+FEWEST_DATA_SETS = 3
+"""From which on the answer is over data sets; below, an interval over them says nothing, and each has its own."""
+
+
+def differences(study: StudyResult, metric: str, shots: int, data_set: str | None = None) -> list[Comparison]:
+    """Return each candidate's comparison with the reference, over all data sets or on one; empty without a reference.
 
     The declared family and smallest effect are of the objective's kind; a metric measured in something else than
-    accuracy gets no verdict. Each metric and number of shots is a family of its own.
+    accuracy gets no verdict. Each metric, number of shots and data set is a family of its own.
     """
-    measured = {row.candidate: row.values(metric, shots) for row in study.rows}
+    measured = {row.candidate: row.values(metric, shots, data_set) for row in study.rows}
     if study.reference is None or not measured.get(study.reference):
         return []
     smallest, family = None, None
@@ -205,19 +210,48 @@ def data_sets_table(study: StudyResult, metric: str, shots: int) -> Table | None
     return Table(_name("data-sets", metric, shots), title, columns, tuple(rows), "Means over repeats.")
 
 
+def by_data_set_table(study: StudyResult, metric: str, shots: int) -> Table | None:
+    """Return each data set's own means and differences, over its repeats; None where there is one data set."""
+    names = sorted({data_set for row in study.rows for data_set, _ in row.values(metric, shots)})
+    if len(study.data_sets) < 2 or not names:
+        return None
+    rows: list[tuple[str | float | int | None, ...]] = []
+    for name in names:
+        found = {c.name: c.difference for c in differences(study, metric, shots, name)}
+        for row in study.rows:
+            if values := row.values(metric, shots, name):
+                own, d = summarize(values), found.get(row.candidate)
+                difference = (d.mean, d.low, d.high) if d else (None, None, None)
+                rows.append((row.label, name, own.n, own.mean, own.sd, own.low, own.high, *difference))
+    ends = (Column("95 % low", ".4f"), Column("95 % high", ".4f"))
+    signed = (Column("difference", "+.4f"), Column("95 % low", "+.4f"), Column("95 % high", "+.4f"))
+    columns = (Column("candidate"), Column("data set"), Column("n", "d"), Column("mean", ".4f"), Column("sd", ".4f"))
+    return Table(
+        _name("each-data-set", metric, shots),
+        f"{metric}, {shots} shots: each data set by itself",
+        (*columns, *ends, *signed),
+        tuple(rows),
+        f"Over a data set's repeats; differences to {study.reference or 'nothing'}, paired by repeat, uncorrected.",
+    )
+
+
 def answer(study: StudyResult) -> list[Sentence]:
-    """Return what the study found, in sentences with their intervals; of its main metric, at each number of shots."""
+    """Return what the study found, in sentences with their intervals: of its main metric, at each number of shots.
+
+    Over data sets from three on; below, on each by itself.
+    """
+    several = 1 < len(study.data_sets) < FEWEST_DATA_SETS
     sentences = []
-    for shots in study.shots:
-        at = f" at {shots} shots" if len(study.shots) > 1 else ""
-        rows = [row for row in study.rows if row.values(study.main_metric, shots)]
+    for shots, data_set in itertools.product(study.shots, study.data_sets if several else [None]):
+        at = (f" on {data_set}" if data_set else "") + (f" at {shots} shots" if len(study.shots) > 1 else "")
+        rows = [row for row in study.rows if row.values(study.main_metric, shots, data_set)]
         first = next((row for row in rows if row.candidate == study.reference), None)
         if first is not None:
-            found = summarize(first.values(study.main_metric, shots))
+            found = summarize(first.values(study.main_metric, shots, data_set))
             params = f" ({params_text(first.params)})" if first.params and first.tuned else ""
             text = f"{first.label}{params} reaches {study.main_metric} {_estimate(found)}{at}."
             sentences.append(Sentence(text))
-        sentences += [_sentence(study, c, at) for c in differences(study, study.main_metric, shots)]
+        sentences += [_sentence(study, c, at) for c in differences(study, study.main_metric, shots, data_set)]
     if len(study.objectives) == 2 and not sentences:
         return _front_sentences(study)
     return sentences or [Sentence("Nothing has been compared yet: no candidate has a result on fresh repeats.")]
@@ -250,10 +284,11 @@ def remarks(study: StudyResult) -> list[str]:
     elif not study.test_openings:
         found.append("The test split was not opened: all numbers are of validation images.")
     if isinstance(study.space, AblationSpace):
+        several = 1 < len(study.data_sets) < FEWEST_DATA_SETS
         uncorrected = [
             c.name
-            for shots in study.shots
-            for c in differences(study, study.main_metric, shots)
+            for shots, data_set in itertools.product(study.shots, study.data_sets if several else [None])
+            for c in differences(study, study.main_metric, shots, data_set)
             if c.verdict is Verdict.HOLDS and c.p_holm is not None and c.p_holm >= 0.05
         ]
         if uncorrected:
@@ -261,7 +296,7 @@ def remarks(study: StudyResult) -> list[str]:
             found.append(
                 f"By itself the interval decides on {names}; after Holm's correction for the family it does not."
             )
-        if len(study.space.repeats) < 10 and len(study.data_sets) == 1:
+        if len(study.space.repeats) < 10 and len(study.data_sets) < FEWEST_DATA_SETS:
             n = len(study.space.repeats)
             found.append(f"{n} repeats on one data set; ten or more are what a claim on one data set should rest on.")
     found += [str(note) for note in study.summary.get("notes", ())]
@@ -318,7 +353,7 @@ def _sentence(study: StudyResult, found: Comparison, at: str) -> Sentence:
     text += ")."
     if found.verdict is None:
         return Sentence(text)
-    return Sentence(text, found.verdict, f"{study.reference} is better than {found.name} by {_claim(study)}")
+    return Sentence(text, found.verdict, f"{study.reference} is better than {found.name} by {_claim(study)}{at}")
 
 
 def _claim(study: StudyResult) -> str:

@@ -86,9 +86,11 @@ class Row:
     params: Mapping[str, Scalar]
     measured: Mapping[str, Mapping[int, Values]]
 
-    def values(self, metric: str, shots: int) -> Values:
-        """Return the values of a metric at one number of shots; empty where it was not measured."""
-        return self.measured.get(metric, {}).get(shots, {})
+    def values(self, metric: str, shots: int, data_set: str | None = None) -> Values:
+        """Return the values of a metric at one number of shots, of all data sets or one; empty where there "
+        "are none."""
+        found = self.measured.get(metric, {}).get(shots, {})
+        return found if data_set is None else {key: value for key, value in found.items() if key[0] == data_set}
 
 
 @dataclass(frozen=True)

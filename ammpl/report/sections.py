@@ -12,8 +12,10 @@ import optuna
 from ammpl.report import comparison_figures, search_figures
 from ammpl.report.comparisons import (
     BASE_AND_NEW,
+    FEWEST_DATA_SETS,
     answer,
     base_and_new,
+    by_data_set_table,
     data_sets_table,
     differences,
     differences_table,
@@ -84,18 +86,12 @@ def _results(study: StudyResult) -> list[Block]:
             if means_table(study, metric, shots) is None:
                 continue
             at = f"{metric.replace('/', '-')}-{shots}shots"
-            found = differences(study, metric, shots)
             is_main = metric == study.main_metric
-            smallest = study.space.smallest_effect if isinstance(study.space, AblationSpace) else None
             blocks.append(means_table(study, metric, shots))
-            if found and is_main:
-                labels = {row.candidate: row.label for row in study.rows}
-                reference = labels[str(study.reference)].partition(" (")[0]
-                name = f"forest-{at}"
-                blocks.append(
-                    comparison_figures.forest(name, metric, labels, reference, found, smallest, study.direction)
-                )
+            if is_main:
+                blocks += _forests(study, metric, shots)
             blocks.append(differences_table(study, metric, shots))
+            blocks.append(by_data_set_table(study, metric, shots))
             if is_main and len(study.data_sets) == 1 and any(len(row.values(metric, shots)) > 1 for row in study.rows):
                 blocks.append(comparison_figures.repeats(f"repeats-{at}", metric, study.rows, shots))
             if is_main:
@@ -111,6 +107,22 @@ def _results(study: StudyResult) -> list[Block]:
             blocks.append(comparison_figures.base_and_new(name, study.rows, base, new))
             blocks.append(harmonic_table(study, shots))
     return [block for block in blocks if block is not None]
+
+
+def _forests(study: StudyResult, metric: str, shots: int) -> list[Block]:
+    """Return differences drawn over all data sets, where they are the sample, else on each."""
+    labels = {row.candidate: row.label for row in study.rows}
+    smallest = study.space.smallest_effect if isinstance(study.space, AblationSpace) else None
+    several = 1 < len(study.data_sets) < FEWEST_DATA_SETS
+    figures: list[Block] = []
+    for data_set in study.data_sets if several else [None]:
+        if found := differences(study, metric, shots, data_set):
+            reference = labels[str(study.reference)].partition(" (")[0]
+            at = f"{metric.replace('/', '-')}-{shots}shots" + (f"-{data_set}" if data_set else "")
+            shown = f"{metric} on {data_set}" if data_set else metric
+            name, way = f"forest-{at.replace('/', '_')}", study.direction
+            figures.append(comparison_figures.forest(name, shown, labels, reference, found, smallest, way))
+    return figures
 
 
 def _search(study: StudyResult) -> list[Block]:

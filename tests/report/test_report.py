@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -147,6 +147,50 @@ def test_a_test_split_opened_twice_is_said_to_be(tmp_path: Path) -> None:
     page = (write_report([folder]) / PAGE).read_text()
     assert "The test split was opened twice. What was chosen after the first look may" in page
     assert "Test split opened twice" in page
+
+
+@pytest.fixture
+def crossed(tmp_path: Path) -> Callable[..., Path]:
+    """Makes ablations over data sets that need not be there: nothing is trained."""
+
+    def run(data_sets: list[str], **changes: object) -> Path:
+        space = ablation(datasets=data_sets, repeats=[1, 2, 3], **changes)
+        return make(tmp_path / "crossed", space, execute)
+
+    return run
+
+
+def test_two_data_sets_are_answered_by_themselves(crossed: Callable[..., Path]) -> None:
+    folder = crossed(["digits", "digits-distractor"])
+    study = read_study(folder)
+    lines = [line.text for line in answer(study)]
+    assert len(lines) == 6
+    assert "on digits-distractor (95 % interval" in lines[5]
+    assert "n = 3 repeats" in lines[5]
+    report = write_report([folder])
+    assert {path.name for path in (report / "figures").glob("forest-*.svg")} == {
+        "forest-validation-accuracy-16shots-digits.svg",
+        "forest-validation-accuracy-16shots-digits-distractor.svg",
+    }
+    rows = list(csv.reader((report / "tables" / "each-data-set-validation-accuracy-16shots.csv").open()))[1:]
+    assert [row[:3] for row in rows[:2]] == [["none", "digits", "3"], ["random", "digits", "3"]]
+    expected = np.mean([measured("random", r) - measured("learned", r) for r in (1, 2, 3)])
+    assert float(rows[1][7]) == pytest.approx(expected)
+
+
+def test_from_six_data_sets_on_there_are_ranks(crossed: Callable[..., Path]) -> None:
+    names = ["dtd", "eurosat", "food101", "ucf101", "sun397", "caltech101"]
+    folder = crossed(names, shots=[1, 4])
+    study = read_study(folder)
+    found = {c.name: c for c in differences(study, "validation/accuracy", 4)}
+    assert (found["none"].unit, found["none"].difference.n) == ("data sets", 6)
+    assert sum("at 4 shots" in line.text for line in answer(study)) == 3
+    report = write_report([folder])
+    drawn = {path.stem for path in (report / "figures").glob("*.svg")}
+    assert {"shots", "ranks-validation-accuracy-1shots", "ranks-validation-accuracy-4shots"} <= drawn
+    header = (report / "tables" / "data-sets-validation-accuracy-4shots.csv").read_text().splitlines()[0]
+    assert header == "candidate," + ",".join(sorted(names)) + ",mean"
+    assert (report / "tables" / "published-all-dtd-4shots.csv").is_file()
 
 
 def test_base_new_and_both_definitions_of_h(tmp_path: Path) -> None:
