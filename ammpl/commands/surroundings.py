@@ -22,7 +22,7 @@ def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
         "--concurrency", type=int, metavar="N", help="trials at a time, e.g. 2 (default: as many as fit)"
     )
     machine.add_argument(
-        "--gpus-per-trial", type=float, metavar="X", help="e.g. 0.5: two share one (default: 1, or 0 without any)"
+        "--gpus-per-trial", type=_gpus, metavar="X", help="e.g. 0.5, or auto: as many as fit (default: 1, or 0)"
     )
     machine.add_argument(
         "--ray-address", metavar="ADDR", help="a cluster, e.g. 10.0.0.1:6379, or auto (default: none)"
@@ -57,11 +57,15 @@ def add_help(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-h", "--help", action="help", help="show this, e.g. tune.py rerun --help")
 
 
+def _gpus(text: str) -> float | str:
+    return "auto" if text == "auto" else float(text)
+
+
 def check_machine(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag of the machine that is out of range."""
     for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
         least = 1 if flag == "--concurrency" else 0
-        if value is not None and not value >= least:
+        if value not in (None, "auto") and not value >= least:
             raise UserError(flag, f"must be at least {least}", got=value)
 
 

@@ -12,7 +12,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
-from ammpl.study.budget import duration_text
+from ammpl.study.budget import duration_text, trials_text
+from ammpl.study.packing import describe, trials_that_fit
 from ammpl.study.ray_worker import Parcel, Resources
 from ammpl.study.trial import State, Trial
 from ammpl.study.worker import End, Ready
@@ -37,8 +38,10 @@ class Bridge:
         resources: what a trial gets, and how many run at a time.
         prepares: whether workers prepare themselves.
         asked_to_stop: returns whether no more trials are to be handed out; asked where one could be.
+        notice: is told what people should know.
 
     Attributes:
+        resources: what trials get that are handed out from now on.
         plan: None until it has started.
         crash: the exception that ended the run.
         stopping: set to end the run.
@@ -51,15 +54,17 @@ class Bridge:
         resources: Resources,
         prepares: bool,
         asked_to_stop: Callable[[], bool] = lambda: False,
+        notice: Callable[[str], None] = lambda text: None,
     ):
         self.plan: StudyPlan | None = None
         self.crash: BaseException | None = None
         self.stopping = threading.Event()
         self.stopped = False
         self._asked_to_stop = asked_to_stop
+        self._notice = notice
         self._start = start
-        self._resources = resources
-        self._to_prepare = resources.concurrency if prepares else 0
+        self.resources = resources
+        self._to_prepare = self._at_a_time if prepares else 0
         self._preparing: set[str] = set()
         self._ready = not prepares
         self._active: dict[str, Trial] = {}
@@ -110,12 +115,12 @@ class Bridge:
     def _suggest(self, ray_id: str) -> Any:
         if self.stopping.is_set():
             return Searcher.FINISHED
-        if self._without_worker is not None or self._slots_used() >= self._resources.concurrency:
+        if self._without_worker is not None or self._slots_used() >= self._at_a_time:
             return None
         if self._to_prepare:
             self._to_prepare -= 1
             self._preparing.add(ray_id)
-            return {"trial": None, "gpus": self._resources.gpus}
+            return {"trial": None, "gpus": self.resources.gpus}
         if not self._ready:
             return None
         if self.plan is None:
@@ -130,14 +135,14 @@ class Bridge:
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED
         self._active[ray_id] = trial
-        return {"trial": Parcel(trial), "gpus": self._resources.gpus}
+        return {"trial": Parcel(trial), "gpus": self.resources.gpus}
 
     def _suggest_alone(self, ray_id: str) -> Any:
         """Hand out a trial that is to have a whole GPU once so many others have ended that one can fall empty.
 
         Until it has its worker nothing else is handed out, so that none begins on the GPU that falls empty.
         """
-        if self._slots_used() + self._resources.trials_a_gpu > self._resources.concurrency:
+        if self._slots_used() + self.resources.trials_a_gpu > self.resources.concurrency:
             return None
         trial = self._alone.popleft()
         self._active[ray_id] = trial
@@ -147,11 +152,27 @@ class Bridge:
 
     def _slots_used(self) -> int:
         """Return how many trials at a time those that run count as."""
-        more = len(self._with_whole_gpu) * (self._resources.trials_a_gpu - 1)
+        more = len(self._with_whole_gpu) * (self.resources.trials_a_gpu - 1)
         return len(self._active) + len(self._preparing) + more
+
+    @property
+    def _at_a_time(self) -> int:
+        """How many trials run at a time: one, as long as it is to be measured."""
+        return self.resources.concurrency if self.resources.repack is None else 1
+
+    def _pack(self, ray_id: str, news: Any) -> None:
+        """Let trials share GPUs as the first one's first evaluation allows; it keeps its own to its end."""
+        assert self.resources.repack is not None
+        trials = trials_that_fit(news.memory)
+        self.resources = self.resources.repack(trials)
+        self._notice(f"{trials_text(trials)} a GPU: {describe(news.memory)}, {news.seconds:.1f} s to step {news.step}")
+        if 0 < self.resources.gpus < 1:
+            self._with_whole_gpu.add(ray_id)
 
     def _report(self, ray_id: str, news: Any) -> Any:
         trial = self._active.get(ray_id)
+        if trial is not None and self.resources.repack is not None:
+            self._pack(ray_id, news)
         stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
@@ -206,7 +227,7 @@ class Bridge:
         self._overdue.discard(ray_id)
         if ray_id == self._without_worker:
             self._without_worker = None
-        gpus = 1.0 if ray_id in self._with_whole_gpu else self._resources.gpus
+        gpus = 1.0 if ray_id in self._with_whole_gpu else self.resources.gpus
         self._with_whole_gpu.discard(ray_id)
         trial = self._active.pop(ray_id, None)
         return None if self.stopping.is_set() else trial, gpus

@@ -9,10 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import ray
 
 from ammpl.errors import UserError
+from ammpl.study.packing import MOST_TRIALS, share
 from ammpl.study.ray_worker import Resources
 from ammpl.study.reachable import head_problem
 
@@ -75,19 +77,26 @@ def _join(address: str) -> None:
         raise UserError(where, f"Ray cannot connect ({text})", got=address, fix=fix) from None
 
 
-def fit_resources(concurrency: int | None, gpus_per_trial: float | None) -> Resources:
+def fit_resources(concurrency: int | None, gpus_per_trial: float | Literal["auto"] | None) -> Resources:
     """Return what a trial gets and how many run at a time on the connected cluster.
 
     Args:
         concurrency: trials at a time; None takes as many as fit.
-        gpus_per_trial: None takes one GPU a trial if the cluster has any.
+        gpus_per_trial: None takes one GPU a trial if the cluster has any; ``auto`` has the first trial measured on a
+            GPU of its own, and lets as many of the others share one as fit.
 
     Raises:
         UserError: more is wanted than the cluster has.
     """
     cluster = ray.cluster_resources()
     cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
-    wanted = (1.0 if gpus >= 1 else 0.0) if gpus_per_trial is None else gpus_per_trial
+    if gpus_per_trial == "auto" and gpus >= 1:
+        # At a time as many as could ever be: how many it will be is known once one has been measured.
+        most = fit_resources(None, share(MOST_TRIALS)).concurrency
+        return Resources(
+            min(concurrency or most, most), 1, 1.0, lambda trials: _packed(concurrency, trials, cpus, int(gpus))
+        )
+    wanted = (1.0 if gpus >= 1 else 0.0) if gpus_per_trial in (None, "auto") else float(gpus_per_trial)
     if wanted > gpus:
         has = f"has {gpus:g}" if gpus else "has none"
         raise UserError("--gpus-per-trial", f"the cluster {has}", got=wanted, fix="leave it out, or give 0")
@@ -105,3 +114,9 @@ def fit_resources(concurrency: int | None, gpus_per_trial: float | None) -> Reso
             "--concurrency", f"at most {fit} trials of {each} fit at a time", got=concurrency, fix="leave it out"
         )
     return Resources(concurrency=concurrency or fit, cpus=1, gpus=wanted)
+
+
+def _packed(concurrency: int | None, trials: int, cpus: int, gpus: int) -> Resources:
+    """Return what trials get of which so many share a GPU, no more at a time than asked for, or than have a CPU."""
+    fit = min(cpus, gpus * trials)
+    return Resources(min(concurrency or fit, fit), 1, share(trials))

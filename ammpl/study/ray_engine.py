@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,10 @@ class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
 class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
     """Stops a trial when the plan says so. Ray asks it before the searcher, and not on the last result."""
 
-    def __init__(self, bridge: Bridge | None, resources: Resources):
+    def __init__(self, bridge: Bridge | None):
         super().__init__()
         self._bridge = bridge
-        self._resources = resources
-        self._kept = 0
+        self._kept = Resources(0)  # how many idle workers of which kind
         self._killed = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -89,9 +89,13 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         """
         assert self._bridge is not None
         # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
-        kept = 0 if self._bridge.waits_for_gpu else self._resources.concurrency
-        tune_controller._actor_cache.increase_max(self._resources.bundle(self._resources.gpus), kept - self._kept)
-        self._kept = kept
+        kept = self._bridge.resources
+        if self._bridge.waits_for_gpu:
+            kept = replace(kept, concurrency=0)
+        if kept != self._kept:
+            tune_controller._actor_cache.decrease_max(self._kept.bundle(self._kept.gpus), self._kept.concurrency)
+            tune_controller._actor_cache.increase_max(kept.bundle(kept.gpus), kept.concurrency)
+            self._kept = kept
         ending = self._bridge.stopping.is_set()
         if self._killed:
             return
@@ -108,7 +112,7 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         return self
 
     def __reduce__(self) -> Any:
-        return _PlanScheduler, (None, self._resources)
+        return _PlanScheduler, (None,)
 
 
 class _StopOnRequest(tune.Stopper):  # type: ignore[misc]  # untyped in Ray
@@ -137,6 +141,7 @@ def run_plan(
     resources: Resources,
     prepare: Callable[[], None] | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Run a plan to its end on the connected Ray cluster.
 
@@ -148,11 +153,12 @@ def run_plan(
         folder: the study folder.
         prepare: what each first worker does before it takes a trial; what it raises ends the run and is raised here.
         asked_to_stop: returns whether no more trials are to be handed out; those that run are let end.
+        notice: is told what people should know.
 
     Returns:
         Whether the plan ran to its end, rather than being interrupted or stopped.
     """
-    bridge = Bridge(start, resources, prepares=prepare is not None, asked_to_stop=asked_to_stop)
+    bridge = Bridge(start, resources, prepares=prepare is not None, asked_to_stop=asked_to_stop, notice=notice)
     with (
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
@@ -161,7 +167,7 @@ def run_plan(
             tune.with_resources(worker_class(execute, prepare, folder, resources), _bundle(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
-                scheduler=_PlanScheduler(bridge, resources),
+                scheduler=_PlanScheduler(bridge),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,11 +24,14 @@ class Resources:
         concurrency: trials at a time.
         cpus: CPUs a trial, its thread count.
         gpus: GPUs a trial; fractions share a device; 0 on a cluster without any.
+        repack: given how many trials fit on a GPU, returns the resources of all but the first, which is measured; None
+            where they are what they are.
     """
 
     concurrency: int
     cpus: int = 1
     gpus: float = 0.0
+    repack: Callable[[int], Resources] | None = None
 
     @property
     def trials_a_gpu(self) -> int:
@@ -132,6 +135,6 @@ def worker_class(
         "prepare": staticmethod(prepare) if prepare else None,
         "study_folder": folder.absolute(),
         "directory": str(Path.cwd()),
-        "resources": resources,
+        "resources": replace(resources, repack=None),  # the driver's own
     }
     return type("StudyWorker", (TrialWorker,), attributes)

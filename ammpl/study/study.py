@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import ray
 from optuna.exceptions import OptunaError
@@ -57,7 +58,7 @@ class Options:
     Attributes:
         output: the study folder; None makes ``studies/<name>-<time>``.
         concurrency: trials at a time; None takes as many as fit.
-        gpus_per_trial: None takes one if the cluster has any.
+        gpus_per_trial: None takes one if the cluster has any; ``auto`` measures the first trial.
         ray_address: of a cluster; None runs on this machine.
         tracking: whether MLflow is told.
         tracking_uri: None takes MLflow's own default.
@@ -67,7 +68,7 @@ class Options:
 
     output: Path | None = None
     concurrency: int | None = None
-    gpus_per_trial: float | None = None
+    gpus_per_trial: float | Literal["auto"] | None = None
     ray_address: str | None = None
     tracking: bool = True
     tracking_uri: str | None = None
@@ -211,12 +212,13 @@ class _Session:
         """Run the study on the connected cluster to its end."""
         self._resources = resources
         if work.prepare is not None and not self._options.quiet:
-            print(f"loading backbone and data in {resources.concurrency} worker(s) …", flush=True)
+            workers = 1 if resources.repack else resources.concurrency
+            print(f"loading backbone and data in {workers} worker(s) …", flush=True)
         try:
             if not self._resumes:  # from now on it can be resumed
                 write_text(space_file(self._folder), dump_yaml(self._versions[0].resolved()))
             completed = run_plan(
-                self.start, work.execute, self._folder, resources, work.prepare, self.is_asked_to_stop
+                self.start, work.execute, self._folder, resources, work.prepare, self.is_asked_to_stop, self.say
             )
         except BaseException as error:
             # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
@@ -228,6 +230,10 @@ class _Session:
         if summary is None:  # interrupted before there was anything to tell
             raise KeyboardInterrupt
         return summary
+
+    def say(self, text: str) -> None:
+        """Tell people something between the lines of the view."""
+        self._view.notice(text)
 
     def replay(self) -> None:
         """Make the plan and bring it to where the study had come; nothing is written but what is new.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
+from ammpl.study import packing
+from ammpl.study.packing import Memory
 from ammpl.study.trial import Execute, Trial
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -25,6 +27,7 @@ class Evaluation:
     step: int
     metrics: dict[str, float]
     seconds: float
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Attempt:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._evaluations = self._execute(self._trial, self._folder)
             step, metrics = next(self._evaluations)
-            return Evaluation(int(step), {name: float(value) for name, value in metrics.items()}, self._seconds())
+            values = {name: float(value) for name, value in metrics.items()}
+            return Evaluation(int(step), values, self._seconds(), packing.measure())
         except StopIteration:
             _release_memory()
             return End(self._seconds())

@@ -38,16 +38,20 @@ LONGEST = 10.0  # seconds until the trial of a removed node begins again
 
 
 def execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Pretend to train, with a checkpoint after each step; leave a note of where and when."""
+    """Pretend to train, with a checkpoint after each step; leave a note of where and when.
+
+    As training does, tell what the checkpoint has again: its last step may not have reached the driver.
+    """
     node = ray.get_runtime_context().get_node_id()
     (folder / f"begun-{time.time():.3f}-{node}").touch()
     checkpoint = folder / "checkpoint"
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    for step in range(done + 1, 31):
-        time.sleep(0.1)
-        draft = folder / f"checkpoint.{node}"
-        draft.write_text(str(step))
-        draft.replace(checkpoint)
+    for step in range(1, 31):
+        if step > done:
+            time.sleep(0.1)
+            draft = folder / f"checkpoint.{node}"
+            draft.write_text(str(step))
+            draft.replace(checkpoint)
         yield step, {"validation/accuracy": step / 100}
 
 
@@ -127,10 +131,12 @@ def freeze(folder: Path, seconds: float | None) -> Callable[[Any, str], None]:
 def run(what: str, seconds: float | None = None, trials: int = 6) -> dict[str, Any]:
     """Run a study, do something to one of its nodes (``remove`` or ``freeze``), and count what came out."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     fault = Fault()
-    with tempfile.TemporaryDirectory(prefix="ammpl-campaign-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="ammpl-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name) / "study"
+        # In a directory of its own: any Ray that is started meanwhile would join a cluster in the usual one.
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": f"{name}/ray"}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(3):
                 cluster.add_node(num_cpus=1)

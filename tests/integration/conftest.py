@@ -39,6 +39,6 @@ def sqlite_uri(empty_sqlite_store: Path, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray of two CPUs for all tests that need it; a study finds it connected and leaves it so."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+from ammpl.study import packing
 from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import fit_resources
 from ammpl.study.ray_engine import run_plan
@@ -28,18 +29,18 @@ def two_gpus() -> Iterator[None]:
     others = ray.is_initialized()
     if others:
         ray.shutdown()
-    ray.init(num_cpus=10, num_gpus=2, **quiet)
+    ray.init("local", num_cpus=10, num_gpus=2, **quiet)
     yield
     ray.shutdown()
     if others:
-        ray.init(num_cpus=2, **quiet)
+        ray.init("local", num_cpus=2, **quiet)
 
 
-def _run(folder: Path, execute: Any, resources: Resources, trials: int) -> Recorder:
+def _run(folder: Path, execute: Any, resources: Resources, trials: int, notice: Any = print) -> Recorder:
     recorder = Recorder()
     space = small_space(budget={"trials": trials}, confirm=None, pruner={"name": "none"})
     plan = Plan(space, "small", folder, recorder)
-    assert run_plan(lambda: plan, execute, folder, resources)
+    assert run_plan(lambda: plan, execute, folder, resources, notice=notice)
     return recorder
 
 
@@ -70,6 +71,34 @@ def test_eight_trials_share_two_gpus_and_a_ninth_waits(tmp_path: Path) -> None:
     assert max(metrics["together"] for metrics in first) == 8
     assert Counter(metrics["device"] for metrics in first) == {0.0: 4, 1.0: 4}
     assert ninth["before"] >= 1
+
+
+def test_the_first_trial_is_measured_and_the_others_share_gpus_as_it_allows(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    began.mkdir()
+
+    def run(trial: Trial, folder: Path) -> Any:
+        packing.measure = lambda: packing.Memory(3 * 2**30, 2**30, 16 * 2**30)  # in the worker: Ray's GPUs have none
+        before = len(list(began.iterdir()))
+        (began / trial.key).touch()
+        yield 10, {"validation/accuracy": 0.5, "device": _device(), "before": before}
+        deadline = time.monotonic() + 120
+        while len(list(began.iterdir())) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield 20, {"validation/accuracy": 0.5, "device": _device(), "met": len(list(began.iterdir()))}
+
+    resources = fit_resources(None, "auto")
+    assert (resources.concurrency, resources.gpus) == (10, 1.0)  # as many as there are CPUs, should they fit
+    said: list[str] = []
+    recorder = _run(tmp_path, run, resources, 7, said.append)
+    first, *others = (recorder.outcomes[trial.key] for trial in recorder.started)
+    assert (first.state, first.gpus) == (State.COMPLETE, 1.0)
+    assert {(other.state, other.gpus) for other in others} == {(State.COMPLETE, 0.3333)}
+    assert said[0].startswith("3 trials a GPU: the first one needed 4.0 of 16.0 GiB, ")
+    curves = [recorder.curves[trial.key] for trial in recorder.started]
+    assert curves[0][1][1]["met"] >= 4  # three began beside it, on the other GPU
+    beside = curves[1:4]
+    assert {curve[0][1]["device"] for curve in beside} == {1.0 - curves[0][0][1]["device"]}
 
 
 def test_a_trial_out_of_memory_on_a_shared_gpu_runs_again_on_one_of_its_own(tmp_path: Path) -> None:
@@ -112,5 +141,3 @@ def test_a_trial_out_of_memory_on_a_shared_gpu_runs_again_on_one_of_its_own(tmp_
     assert {n: text for n, text in attempts.items() if text != "x"} == {2: "xx", 5: "xx"}
     others = [end for number, end in ends.items() if number not in (2, 5)]
     assert {(end.state, end.gpus) for end in others} == {(State.COMPLETE, 0.5)}
-    most = [curve[0][1]["most"] for curve in recorder.curves.values() if curve]
-    assert max(most) == 2  # the others go on sharing
