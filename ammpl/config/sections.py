@@ -31,11 +31,14 @@ class BackboneConfig(Section):
         precision: in which its transformer blocks compute: ``fp32``, the exact reference; ``bf16``, slow where the
             processor has no instructions for it; ``auto``, bf16 where it has. The rest is always fp32: learnables,
             masks, features, logits.
+        compile: whether a GPU runs the image tower's blocks through torch.compile, which takes its time at a worker's
+            first step and then serves all of its trials; without a GPU it means nothing.
     """
 
     name: str = "tiny-glyph"
     pretrained: str | None = None
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    compile: bool = False
 
 
 class DataConfig(Section):

@@ -86,6 +86,7 @@ class Backbone:
         self.context_length: int = self.clip.context_length
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
+        self._run_block = run_block
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +138,14 @@ class Backbone:
         self.clip.transformer.to(dtype)
         return self
 
+    def compile_blocks(self, compiler: str = "inductor") -> Backbone:
+        """Compile the function that runs a block of the image tower (all but the last); return self.
+
+        One graph serves all blocks and any number of images, and all trials of a process: it stays with the backbone.
+        """
+        self._run_block = torch.compile(run_block, dynamic=True, fullgraph=True, backend=compiler)
+        return self
+
     def checksum(self) -> str:
         """Return the SHA-256 of all weights: equal before and after training."""
         digest = hashlib.sha256()
@@ -185,7 +194,7 @@ class Backbone:
                 extra = extra_JnV[index].to(self.block_dtype).expand(B, -1, -1)
                 tokens = torch.cat([tokens[:, : 1 + N], extra], dim=1)
             if block is not last:
-                tokens = run_block(block, tokens)
+                tokens = self._run_block(block, tokens)
         class_BV = run_last_block(last, tokens).to(self.dtype)
         return cast(Tensor, visual.ln_post(class_BV) @ visual.proj)
 
@@ -326,6 +335,8 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     backbone = _load(config).to(device)
     if config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device)):
         backbone.cast_blocks(torch.bfloat16)
+    if config.compile and backbone.device.type == "cuda":
+        backbone.compile_blocks()
     return backbone
 
 

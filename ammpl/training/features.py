@@ -75,6 +75,11 @@ def chunks(backbone: Backbone, count: int, passes: int = 1, texts: int = 0) -> l
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def forget() -> None:
+    """Let go of all that is kept."""
+    _values.clear()
+
+
 _Key = tuple[str, Backbone, Split]
 _values: OrderedDict[_Key, Tensor] = OrderedDict()
 

@@ -7,6 +7,7 @@ import torch
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError
 from ammpl.model.backbone import Backbone, Preprocessing, computes_bf16, load_backbone
+from ammpl.model.blocks import run_block
 from tests.model.conftest import NAMES, small_backbone
 
 SENTENCES = [f"a photo of a {name}." for name in NAMES]
@@ -64,6 +65,30 @@ def test_bf16_blocks_are_near_fp32_and_the_rest_stays_fp32(backbone, images):
         assert found.dtype == torch.float32
         assert 0 < relative(found, reference) < 0.03
     assert backbone.logit_scale == scale
+
+
+def test_compiled_blocks_equal_the_function_in_one_graph(backbone, images):
+    """As traced: what a GPU's compiler makes of it needs a GPU. Other numbers of images need no other graph."""
+
+    def run(count):
+        patches = backbone.embed_patches(backbone.normalize(images[:count])).requires_grad_()
+        features = backbone.image_features(patches)
+        return features.detach(), *torch.autograd.grad(features.square().sum(), patches)
+
+    expected = [run(count) for count in (3, 5, 4)]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    backbone.compile_blocks("aot_eager")
+    found = [run(count) for count in (3, 5, 4)]
+    for pair, reference in zip(found, expected, strict=True):
+        assert all(map(torch.equal, pair, reference))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compile_means_nothing_without_a_gpu():
+    backbone = load_backbone(BackboneConfig(compile=True))
+    if backbone.device.type == "cpu":
+        assert backbone._run_block is run_block
 
 
 def test_auto_precision_is_what_the_processor_computes():
