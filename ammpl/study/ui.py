@@ -41,7 +41,7 @@ class UserInterface:
 
     def __init__(self, study: Path | None, tracking_uri: str | None = None, port: int | None = None):
         link = _link(study) if study else {}
-        uri = tracking_uri or (_study_uri(study, link) if study else None)
+        uri = tracking_uri or (remembered_uri(study) if study else None)
         self._uri: str = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self._is_server = self._uri.startswith(("http://", "https://"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,14 +97,6 @@ def _link(study: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(str(study / "mlflow.json"), f"cannot be read ({error})") from None
     return link
-
-
-def _study_uri(study: Path, link: dict[str, Any]) -> str:
-    uri = remembered_uri(study)
-    if uri is None:
-        shown = link.get("tracking_uri")
-        raise UserError("--tracking-uri", f"is needed: the password of {shown} is not kept", fix="give it in full")
-    return uri
 
 
 def _check_file(uri: str) -> None:
