@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ammpl.study.tracking import without_password
+
 PACKAGES = (
     "ammpl-study",
     "torch",
@@ -35,10 +37,10 @@ def describe_environment(ray_resources: Mapping[str, float], command: list[str])
 
     Args:
         ray_resources: what the Ray cluster offers in all.
-        command: the command line.
+        command: the command line; passwords in its URIs are left out.
     """
     return {
-        "command": command,
+        "command": [without_password(word) for word in command],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

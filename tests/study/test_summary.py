@@ -122,6 +122,17 @@ def test_an_idle_image_prompt_is_said(tmp_path: Path, keep_rate: float, said: bo
     assert ("image prompt is idle" in summary.markdown()) == said
 
 
+def test_a_password_on_the_command_line_is_not_recorded() -> None:
+    uris = ["postgresql://me:secret@host/db", "--tracking-uri=https://me:secret@host:5000"]
+    recorded = describe_environment({}, ["tune.py", "--tracking-uri", *uris])["command"]
+    assert recorded == [
+        "tune.py",
+        "--tracking-uri",
+        "postgresql://me:***@host/db",
+        "--tracking-uri=https://me:***@host:5000",
+    ]
+
+
 def test_the_environment_names_what_decides_numbers() -> None:
     environment = describe_environment({"CPU": 2.0, "node:1": 1.0}, ["tune.py", "--shots", "4"])
     assert environment["command"] == ["tune.py", "--shots", "4"]
