@@ -38,10 +38,12 @@ exit codes: 0 closed, 2 something to mend (no study, no store, port taken)"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py ui``."""
+    import signal
     import webbrowser
 
     from ammpl.study.ui import UserInterface
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the UI would outlive this process
     with UserInterface(arguments.study, arguments.tracking_uri, arguments.port) as interface:
         print(f"MLflow: {interface.address}", flush=True)
         if not arguments.no_browser:

@@ -61,6 +61,15 @@ class UserInterface:
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self._uri]
         command += ["--host", HOST, "--port", str(self._port), "--workers", "1"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            self._wait_for_answer()
+        except BaseException:  # Ctrl-C, too
+            self.__exit__()
+            raise
+        return self
+
+    def _wait_for_answer(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not _answers(f"http://{HOST}:{self._port}/health"):
             if self._process.poll() is not None:
@@ -68,10 +77,8 @@ class UserInterface:
                 lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
                 raise UserError("--tracking-uri", f"MLflow's UI ended: {lines[-1] if lines else 'without a word'}")
             if time.monotonic() > deadline:
-                self.__exit__()
                 raise UserError("--tracking-uri", f"MLflow's UI does not answer within {START_SECONDS:g} s")
             time.sleep(0.2)
-        return self
 
     def wait(self) -> None:
         """Block until the UI ends; at once for a server."""

@@ -36,9 +36,15 @@ def study(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
-def test_the_ui_opens_at_the_studys_page_and_ends_with_ctrl_c(study: Path) -> None:
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that runs the tests in the background ignores them
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_opens_at_the_studys_page_and_ends_with_its_process(study: Path, end: signal.Signals) -> None:
     link = json.loads((study / "mlflow.json").read_text())
-    process = subprocess.Popen([*TUNE, "ui", str(study), "--no-browser"], stdout=subprocess.PIPE, text=True)
+    command = [*TUNE, "ui", str(study), "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("MLflow: ").strip()
@@ -47,12 +53,13 @@ def test_the_ui_opens_at_the_studys_page_and_ends_with_ctrl_c(study: Path) -> No
         query = f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={link['run_id']}"
         with urllib.request.urlopen(query, timeout=30) as answer:
             assert json.load(answer)["run"]["info"]["run_name"] == "small-1"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(timeout=60) == 0
         with socket.socket() as port:  # nothing listens there any more
             assert port.connect_ex(("127.0.0.1", int(base.rpartition(":")[2]))) != 0
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def test_a_server_has_its_ui_already(study: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 from importlib import metadata
 
 import pytest
+import ray
 
 from ammpl.data.home import DataHome
 from ammpl.study import doctor
@@ -79,7 +80,9 @@ def test_a_backbone_that_cannot_be_loaded(surroundings):
     assert fix == "did you mean 'openai'?"
 
 
-def test_a_cluster_that_is_not_there(surroundings):
+def test_a_cluster_that_is_not_there(surroundings, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests' Ray is left alone
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     away = Surroundings(surroundings.home, ray_address="nowhere")
     [(mark, _, text, fix)] = look(doctor._ray, away)
     assert (mark, text) == ("FAIL", "--ray-address: must be the HOST:PORT of a cluster's head, or 'auto'")
