@@ -24,7 +24,7 @@ class UserError(Exception):
         got: the value found, where there is one; shown shortened.
         fix: what to do about it, where it is known.
 
-    Example:
+    Examples:
         >>> print(UserError("--shots", "must be at least 1", got=0, fix="leave it out for 16"))
         --shots: must be at least 1, got 0. Fix: leave it out for 16
     """

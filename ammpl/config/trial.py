@@ -89,7 +89,7 @@ def resolve(method: str, values: Mapping[str, Any], where: str = "trial") -> Tri
     Raises:
         UserError: unknown method or name, wrong type or range, or values that contradict each other.
 
-    Example:
+    Examples:
         >>> resolve("coop", {"data.shots": 1}).training.epochs
         50
     """

@@ -1,6 +1,6 @@
 """The embedded backbone ``tiny-glyph``: a CLIP of 1.45 M parameters, trained on rendered glyphs, in this package.
 
-Example:
+Examples:
     >>> from ammpl.model import tiny_glyph
     >>> clip, tokenizer = tiny_glyph.load(), tiny_glyph.Tokenizer()
     >>> clip.encode_text(tokenizer(["a photo of a seven."])).shape

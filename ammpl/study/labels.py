@@ -12,7 +12,7 @@ from ammpl.study.trial import Trial
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Return each dotted name's shortest ending that no other of them shares.
 
-    Example:
+    Examples:
         >>> short_names(["model.mask.temperature", "model.padding.depth"])
         {'model.mask.temperature': 'temperature', 'model.padding.depth': 'depth'}
     """

@@ -47,7 +47,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     Raises:
         ValueError: no value, or one that is not finite: a mean over the others would hide it.
 
-    Example:
+    Examples:
         >>> estimate([1.0, 2.0, 3.0]).sd
         1.0
     """

@@ -54,7 +54,7 @@ class MLflowTracker:
     Attributes:
         warnings: after :meth:`close`, what MLflow does not have and why; empty when it has everything.
 
-    Example:
+    Examples:
         >>> tracker = MLflowTracker(None, "default", Path("studies/default-1"), "question", {}, {})  # doctest: +SKIP
         >>> tracker.check()  # doctest: +SKIP
     """

@@ -36,7 +36,7 @@ class Classifier:
     Raises:
         UserError: the file is missing, damaged or no trial's, or its backbone cannot be loaded.
 
-    Example:
+    Examples:
         >>> classifier = ammpl.load("studies/default-20260101-120000")  # doctest: +SKIP
         >>> classifier.predict(["a.jpg", "b.jpg"])  # doctest: +SKIP
         ['seven', 'two']
