@@ -7,13 +7,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ammpl.commands import compare, doctor, extend, prepare, report, rerun, rerun_trial, resume, status, stop, tune, ui
+from ammpl.commands import (
+    compare,
+    doctor,
+    extend,
+    prepare,
+    report,
+    rerun,
+    rerun_trial,
+    resume,
+    schema,
+    status,
+    stop,
+    tune,
+    ui,
+)
 from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, Command
 from ammpl.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
     "doctor": doctor.COMMAND,
     "prepare": prepare.COMMAND,
+    "schema": schema.COMMAND,
     "status": status.COMMAND,
     "stop": stop.COMMAND,
     "ui": ui.COMMAND,

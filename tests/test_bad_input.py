@@ -61,64 +61,64 @@ def connected_ray() -> Any:
         ray.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (SPACE, "", "space.yaml: is empty. Fix: start from search_spaces/default.yaml"),
-        (SPACE, "# nothing yet\n", "space.yaml: is empty"),
-        (SPACE, "just a sentence", "space.yaml: must be a mapping of keys such as 'name' and 'parameters', got 'just"),
-        (SPACE, "a: [1", "space.yaml, line 1, column 6: is not valid YAML: expected ',' or ']'"),
-        (SPACE, "[" * 100_000, "space.yaml: is nested too deeply (more than 20 levels)"),
-        (SPACE, "a: &a [1]\nb: [*a, *a]", "space.yaml: must not use YAML aliases ('*name'). Fix: write the value out"),
-        (SPACE, " " * (1 << 20) + "a", "space.yaml: must be smaller than 1048576 bytes, got 1048577"),
-        (SPACE, "!!python/object/apply:os.system [touch ran]", "could not determine a constructor for the tag"),
-        ("budget:", f"seed: 0x{'f' * 5000}\nbudget:", "column 7: is not valid YAML: a number with too many digits"),
-        ("version: 1", "version: 2", "space.yaml: version: must be 1, got 2"),
-        ("budget:", "budgets:", "space.yaml: budgets: unknown key. Fix: did you mean 'budget'?"),
-        ("trials: 2", "trials: two", "space.yaml: budget.trials: must be a valid integer"),
-        ("trials: 2", "trials: 0", "space.yaml: budget.trials: must be greater than or equal to 1, got 0"),
-        ("data.shots: 1", "data.shots: '1'", "space.yaml: fixed: data.shots: must be a valid integer, got '1'"),
-        ("data.shots: 1", "data.shot: 1", "fixed: data.shot: unknown name. Fix: did you mean 'data.shots'?"),
-        ("high: 2.0", "high: 0.1", "parameters.model.mask.temperature: 'low' must be below 'high', got 0.1 and 0.1"),
-        ("type: float", "type: flaot", "temperature.type: is unknown, got 'flaot'. Fix: did you mean 'float'?"),
-        (TEMPERATURE, "{}", "space.yaml: parameters: must name at least one parameter to search"),
-        (TEMPERATURE, TEMPERATURE + "\n  " + TEMPERATURE, "line 6, column 3: is not valid YAML: 'model.mask.temperat"),
-        (TEMPERATURE, "model.mask.keep_rate:", "model.mask.keep_rate: must be a mapping with a 'type', got None"),
-        (
-            "model.mask.scope: task",
-            "model.mask.kind: none",
-            "space.yaml: parameters.model.mask.temperature: can never matter: it needs model.mask.kind 'learned', "
-            "which is 'none'. Fix: remove it, or change model.mask.kind",
-        ),
-        (
-            TEMPERATURE,
-            "model.mask.kind: {type: categorical, choices: [binary, none]}\n  " + TEMPERATURE,
-            "temperature: can never matter: it needs model.mask.kind 'learned', which never takes such a value",
-        ),
-        (
-            "high: 2.0}",
-            "high: 2.0, when: {model.mask.kind: none}}",
-            "space.yaml: parameters: none is ever active: no 'when' holds with these fixed values",
-        ),
-        (
-            TEMPERATURE,
-            "model.mask.kind: {type: categorical, choices: [learned, none]}\n"
-            "  model.mask.temperature: {type: float, low: 0.5, high: 0.9, when: {model.mask.kind: learned}}\n"
-            "  model.padding.depth: {type: int, low: 1, high: 2, when: "
-            "{model.mask.temperature: 0.7, model.mask.kind: none}}",
-            "parameters.model.padding.depth.when: its conditions can never hold together, got {'model.mask.temp",
-        ),
-        (
-            "high: 2.0}",
-            "high: 2.0, when: {model.padding.depth: 2}}\n"
-            "  model.padding.depth: {type: int, low: 1, high: 2, when: {model.mask.temperature: 1.0}}",
-            "temperature.when.model.padding.depth: is searched further down. Fix: a condition looks back: move that",
-        ),
-        ("budget:", "method: copo\nbudget:", "space.yaml: method: is unknown, got 'copo'. Fix: did you mean 'coop'?"),
-        ("budget:", "sampler: {name: tp}\nbudget:", "sampler.name: is unknown, got 'tp'. Fix: did you mean 'tpe'?"),
-        ("budget:", "pruner: {name: medain}\nbudget:", "is unknown, got 'medain'. Fix: did you mean 'median'?"),
-    ],
-)  # fmt: skip
+MISTAKES: list[tuple[str, str, str]] = [
+    (SPACE, "", "space.yaml: is empty. Fix: start from search_spaces/default.yaml"),
+    (SPACE, "# nothing yet\n", "space.yaml: is empty"),
+    (SPACE, "just a sentence", "space.yaml: must be a mapping of keys such as 'name' and 'parameters', got 'just"),
+    (SPACE, "a: [1", "space.yaml, line 1, column 6: is not valid YAML: expected ',' or ']'"),
+    (SPACE, "[" * 100_000, "space.yaml: is nested too deeply (more than 20 levels)"),
+    (SPACE, "a: &a [1]\nb: [*a, *a]", "space.yaml: must not use YAML aliases ('*name'). Fix: write the value out"),
+    (SPACE, " " * (1 << 20) + "a", "space.yaml: must be smaller than 1048576 bytes, got 1048577"),
+    (SPACE, "!!python/object/apply:os.system [touch ran]", "could not determine a constructor for the tag"),
+    ("budget:", f"seed: 0x{'f' * 5000}\nbudget:", "column 7: is not valid YAML: a number with too many digits"),
+    ("version: 1", "version: 2", "space.yaml: version: must be 1, got 2"),
+    ("budget:", "budgets:", "space.yaml: budgets: unknown key. Fix: did you mean 'budget'?"),
+    ("trials: 2", "trials: two", "space.yaml: budget.trials: must be a valid integer"),
+    ("trials: 2", "trials: 0", "space.yaml: budget.trials: must be greater than or equal to 1, got 0"),
+    ("data.shots: 1", "data.shots: '1'", "space.yaml: fixed: data.shots: must be a valid integer, got '1'"),
+    ("data.shots: 1", "data.shot: 1", "fixed: data.shot: unknown name. Fix: did you mean 'data.shots'?"),
+    ("high: 2.0", "high: 0.1", "parameters.model.mask.temperature: 'low' must be below 'high', got 0.1 and 0.1"),
+    ("type: float", "type: flaot", "temperature.type: is unknown, got 'flaot'. Fix: did you mean 'float'?"),
+    (TEMPERATURE, "{}", "space.yaml: parameters: must name at least one parameter to search"),
+    (TEMPERATURE, TEMPERATURE + "\n  " + TEMPERATURE, "line 6, column 3: is not valid YAML: 'model.mask.temperat"),
+    (TEMPERATURE, "model.mask.keep_rate:", "model.mask.keep_rate: must be a mapping with a 'type', got None"),
+    (
+        "model.mask.scope: task",
+        "model.mask.kind: none",
+        "space.yaml: parameters.model.mask.temperature: can never matter: it needs model.mask.kind 'learned', "
+        "which is 'none'. Fix: remove it, or change model.mask.kind",
+    ),
+    (
+        TEMPERATURE,
+        "model.mask.kind: {type: categorical, choices: [binary, none]}\n  " + TEMPERATURE,
+        "temperature: can never matter: it needs model.mask.kind 'learned', which never takes such a value",
+    ),
+    (
+        "high: 2.0}",
+        "high: 2.0, when: {model.mask.kind: none}}",
+        "space.yaml: parameters: none is ever active: no 'when' holds with these fixed values",
+    ),
+    (
+        TEMPERATURE,
+        "model.mask.kind: {type: categorical, choices: [learned, none]}\n"
+        "  model.mask.temperature: {type: float, low: 0.5, high: 0.9, when: {model.mask.kind: learned}}\n"
+        "  model.padding.depth: {type: int, low: 1, high: 2, when: "
+        "{model.mask.temperature: 0.7, model.mask.kind: none}}",
+        "parameters.model.padding.depth.when: its conditions can never hold together, got {'model.mask.temp",
+    ),
+    (
+        "high: 2.0}",
+        "high: 2.0, when: {model.padding.depth: 2}}\n"
+        "  model.padding.depth: {type: int, low: 1, high: 2, when: {model.mask.temperature: 1.0}}",
+        "temperature.when.model.padding.depth: is searched further down. Fix: a condition looks back: move that",
+    ),
+    ("budget:", "method: copo\nbudget:", "space.yaml: method: is unknown, got 'copo'. Fix: did you mean 'coop'?"),
+    ("budget:", "sampler: {name: tp}\nbudget:", "sampler.name: is unknown, got 'tp'. Fix: did you mean 'tpe'?"),
+    ("budget:", "pruner: {name: medain}\nbudget:", "is unknown, got 'medain'. Fix: did you mean 'median'?"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES)
 def test_space_files(refused: Refused, tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "space.yaml").write_text(SPACE.replace(old, new))
     refused(message, "space.yaml", "--dry-run")

@@ -10,18 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, resolve
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
 from ammpl.study.budget import Budget
-from ammpl.study.named import Section
+from ammpl.study.named import Section, listed
 from ammpl.study.space import NAME_PATTERN, Objective, SearchSpace, check_name, option_names, set_elsewhere
 
 CROSSED = {"datasets": "data.name", "shots": "data.shots"}
 """A key of the file that lists several values, and the field of the trial that gets one after the other."""
 
 VARIANT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}"  # a variant's name becomes part of its trials' folders
+_VARIANTS: dict[str, JsonValue] = {"minProperties": 2, "propertyNames": {"pattern": f"^{VARIANT_PATTERN}$"}}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class AblationSpace(Section):
 
     Attributes:
         version: of the file format.
+        kind: what tells an ablation from a search.
         name: names the study and its folder.
+        description: the question, in words; MLflow and the report show it.
         method: what the variants vary, a key of :data:`ammpl.config.METHODS`. One that sets a ``method`` of its own
             has that method's settings; of ``fixed`` it takes data and backbone alone, as baselines of a search do.
         seed: the study's seed; with a repeat's number it gives a trial's seeds, the same for all variants.
@@ -73,6 +76,7 @@ class AblationSpace(Section):
         shots: likewise; None for ``data.shots`` alone.
         only: the variants that run; None for all of them. A rerun of a part of an ablation has it.
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
+        objective: what is compared.
         budget: ends it before all its trials have run; by default there is none.
         test: whether each complete trial is tested once at the end; otherwise the test split stays sealed.
         smallest_effect: what the reference should be better by, in the objective's unit, for the difference to matter;
@@ -88,16 +92,16 @@ class AblationSpace(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     fixed: dict[str, Scalar] = Field(default_factory=dict)
     reference: str
-    variants: dict[str, dict[str, Scalar]]
-    datasets: tuple[str, ...] | None = None
-    shots: tuple[int, ...] | None = None
-    only: tuple[str, ...] | None = None
-    repeats: tuple[int, ...] = (1, 2, 3, 4, 5)
+    variants: dict[str, dict[str, Scalar]] = Field(json_schema_extra=_VARIANTS)
+    datasets: tuple[str, ...] | None = Field(None, json_schema_extra=listed(1, type="string"))
+    shots: tuple[int, ...] | None = Field(None, json_schema_extra=listed(1, type="integer", minimum=1))
+    only: tuple[str, ...] | None = Field(None, json_schema_extra=listed(1, type="string"))
+    repeats: tuple[int, ...] = Field((1, 2, 3, 4, 5), json_schema_extra=listed(2))
     objective: Objective = Objective()
     budget: Budget = Budget()
     test: bool = False
     smallest_effect: float | None = Field(None, gt=0)
-    family: tuple[str, ...] | None = None
+    family: tuple[str, ...] | None = Field(None, json_schema_extra=listed(1, type="string"))
 
     @field_validator("budget")
     @classmethod

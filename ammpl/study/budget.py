@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from ammpl.study.named import Section
 from ammpl.study.trial import FIRST_PHASES, Outcome, State, Trial
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+_DURATION_IN_JSON: dict[str, JsonValue] = {"pattern": r"^(?=.*[1-9])(?:\d{1,6}h)?(?:\d{1,6}m)?(?:\d{1,6}s)?$"}
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")  # steps, sizes, addresses: not what makes two failures different
 _MOST_REASONS = 3
 FIRST_TRIALS = 5
@@ -36,12 +37,12 @@ class Budget(Section):
     """
 
     trials: int | None = Field(None, ge=1)
-    time: str | None = None
+    time: str | None = Field(None, json_schema_extra=_DURATION_IN_JSON)
     gpu_hours: float | None = Field(None, gt=0)
     target: float | None = None
     patience: int | None = Field(None, ge=1)
     failures: int = Field(10, ge=1)
-    trial_time: str | None = None
+    trial_time: str | None = Field(None, json_schema_extra=_DURATION_IN_JSON)
 
     @field_validator("time", "trial_time", mode="before")
     @classmethod

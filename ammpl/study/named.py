@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from ammpl.errors import UserError, did_you_mean, from_validation_error
 
@@ -14,6 +14,15 @@ class Section(BaseModel):
     """A part of a space file: typed, frozen, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def listed(least: int, **items: JsonValue) -> dict[str, JsonValue]:
+    """Return what the JSON Schema of a list adds whose validator wants ``least`` different things, numbers from 0 up.
+
+    Args:
+        items: what is said of each of them instead.
+    """
+    return {"minItems": least, "uniqueItems": True, "items": items or {"type": "integer", "minimum": 0}}
 
 
 class NamedOptions(Section):

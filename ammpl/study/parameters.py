@@ -10,7 +10,16 @@ from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ammpl.config import Scalar, TrialConfig
 from ammpl.errors import UserError, did_you_mean, from_validation_error
@@ -47,7 +56,26 @@ class _Parameter(BaseModel):
         return data
 
 
+_NO_STEP: dict[str, JsonValue] = {"low": {"exclusiveMinimum": 0}, "step": {"enum": [None, 1]}}
+
+
 class _Range(_Parameter):
+    """A range of numbers.
+
+    Attributes:
+        low: the lowest value.
+        high: the highest one, which can be drawn too.
+        log: draw on a logarithmic scale; ``low`` is above 0 then, and there is no ``step``.
+        step: draw from ``low``, ``low`` + ``step``, ... up to ``high`` only.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"log": {"const": True}}, "required": ["log"]},
+            "then": {"properties": _NO_STEP},
+        }
+    )
+
     def _check_range(self, low: float, high: float, log: bool, step: float | None) -> None:
         if low >= high:
             raise ValueError(f"'low' must be below 'high', got {low} and {high} (a constant belongs in 'fixed')")
@@ -70,7 +98,7 @@ class FloatParameter(_Range):
     low: float
     high: float
     log: bool = False
-    step: float | None = None
+    step: float | None = Field(None, json_schema_extra={"exclusiveMinimum": 0})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,7 +134,7 @@ class IntParameter(_Range):
     low: int
     high: int
     log: bool = False
-    step: int = 1
+    step: int = Field(1, json_schema_extra={"exclusiveMinimum": 0})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -131,10 +159,14 @@ class IntParameter(_Range):
 
 
 class CategoricalParameter(_Parameter):
-    """One of at least two listed values."""
+    """One of at least two listed values.
+
+    Attributes:
+        choices: the values.
+    """
 
     type: Literal["categorical"] = "categorical"
-    choices: tuple[Scalar, ...]
+    choices: tuple[Scalar, ...] = Field(json_schema_extra={"minItems": 2, "uniqueItems": True})
 
     @field_validator("choices", mode="before")
     @classmethod

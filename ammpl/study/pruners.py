@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 import optuna
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ammpl.study.named import NamedOptions, by_name, read_named
 
@@ -65,6 +65,16 @@ class PercentilePruner(NamedOptions):
         )
 
 
+def _bootstrap_needs(number: str) -> ConfigDict:
+    """Return what the JSON Schema of a pruner adds whose ``bootstrap_count`` needs a number as another option."""
+    return ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"bootstrap_count": {"minimum": 1}}, "required": ["bootstrap_count"]},
+            "then": {"properties": {number: {"type": "integer"}}, "required": [number]},
+        }
+    )
+
+
 class HyperbandPruner(NamedOptions):
     """Successive halving in several brackets.
 
@@ -74,6 +84,8 @@ class HyperbandPruner(NamedOptions):
         reduction_factor: one trial in this many passes a rung.
         bootstrap_count: trials that a rung needs before it lets one pass.
     """
+
+    model_config = _bootstrap_needs("max_resource")
 
     name: Literal["hyperband"] = "hyperband"
     min_resource: int = Field(1, ge=1)
@@ -108,8 +120,10 @@ class SuccessiveHalvingPruner(NamedOptions):
         bootstrap_count: trials that a rung needs before it lets one pass.
     """
 
+    model_config = _bootstrap_needs("min_resource")
+
     name: Literal["successive_halving"] = "successive_halving"
-    min_resource: int | Literal["auto"] = "auto"
+    min_resource: int | Literal["auto"] = Field("auto", json_schema_extra={"minimum": 1})
     reduction_factor: int = Field(4, ge=2)
     min_early_stopping_rate: int = Field(0, ge=0)
     bootstrap_count: int = Field(0, ge=0)
@@ -138,6 +152,12 @@ class ThresholdPruner(NamedOptions):
         warmup_steps: optimiser steps before which no trial is pruned.
         interval_steps: optimiser steps between two looks.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"properties": {bound: {"type": "number"}}, "required": [bound]} for bound in ("lower", "upper")]
+        }
+    )
 
     name: Literal["threshold"] = "threshold"
     lower: float | None = None

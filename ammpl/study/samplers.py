@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import optuna
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ammpl.errors import UserError
 from ammpl.study.named import NamedOptions, by_name
@@ -23,6 +23,13 @@ class TpeSampler(NamedOptions):
         group: with ``multivariate``, model the groups of a conditional space one by one.
         constant_liar: count running trials as bad ones, so that parallel trials spread.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"group": {"const": True}}, "required": ["group"]},
+            "then": {"properties": {"multivariate": {"const": True}}},
+        }
+    )
 
     name: Literal["tpe"] = "tpe"
     startup_trials: int = Field(10, ge=0)

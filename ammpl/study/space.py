@@ -16,7 +16,7 @@ from ammpl.config import FIELD_NAMES, METHODS, Scalar, SeedConfig, TrialConfig, 
 from ammpl.errors import UserError, did_you_mean, from_validation_error, shorten
 from ammpl.study.budget import Budget
 from ammpl.study.conditions import check_parameters_matter
-from ammpl.study.named import Section, read_named
+from ammpl.study.named import Section, listed, read_named
 from ammpl.study.optuna_search import Direction
 from ammpl.study.parameters import Parameter, count_grid, field_type, read_parameter
 from ammpl.study.pruners import PRUNERS, MedianPruner, Pruner
@@ -30,9 +30,14 @@ MOST_CORNERS = 512  # combinations of extreme values that are all tried before a
 
 
 class Objective(Section):
-    """What is optimised: a metric that every evaluation during training reports."""
+    """What is optimised.
 
-    metric: str = Field("validation/accuracy", min_length=1)
+    Attributes:
+        metric: one that every evaluation during training reports; never one of the test split.
+        direction: which values are better.
+    """
+
+    metric: str = Field("validation/accuracy", min_length=1, json_schema_extra={"not": {"pattern": "^test/"}})
     direction: Direction = "maximize"
 
     @field_validator("metric")
@@ -54,7 +59,7 @@ class Confirm(Section):
 
     top: int = Field(3, ge=1)
     repeats: int = Field(3, ge=1)
-    baselines: tuple[str, ...] = ("zero_shot", "coop")
+    baselines: tuple[str, ...] = Field(("zero_shot", "coop"), json_schema_extra={"uniqueItems": True})
 
     @field_validator("baselines", mode="before")
     @classmethod
@@ -76,6 +81,7 @@ class SearchSpace(Section):
         version: of the file format.
         kind: what tells a search from an ablation (:mod:`ammpl.study.ablation_space`).
         name: names the study and its folder.
+        description: the question, in words; MLflow and the report show it.
         method: what is tuned, a key of :data:`ammpl.config.METHODS`.
         seed: the study's seed: the sampler's, and with a repeat's number those of the trials. 0 is a seed like others.
         repeats: the listed repeats that the search runs each configuration on, one after the other; the objective is
@@ -83,8 +89,12 @@ class SearchSpace(Section):
         fixed: values of a trial's fields by dotted name, over the method's settings.
         parameters: what is searched, by dotted name, in the order of the file.
         first: values of parameters that are tried first, as those of another study's winner; the rest is drawn.
+        objective: what is optimised.
         second_objective: to trade off against ``objective``: the result is then the Pareto front of both.
-        confirm: None ends the study with the search.
+        sampler: what draws configurations, by its name, with options of its own.
+        pruner: what stops trials early, by its name, with options of its own.
+        budget: what ends the search; without a rule that does, 24 trials.
+        confirm: what follows the search; None ends the study with it.
     """
 
     version: Literal[1]
@@ -93,7 +103,7 @@ class SearchSpace(Section):
     description: str = ""
     method: str = "ammpl"
     seed: int = Field(0, ge=0, lt=2**32)
-    repeats: tuple[int, ...] = (1,)
+    repeats: tuple[int, ...] = Field((1,), json_schema_extra=listed(1))
     fixed: dict[str, Scalar] = Field(default_factory=dict)
     parameters: dict[str, Parameter]
     first: dict[str, Scalar] = Field(default_factory=dict)

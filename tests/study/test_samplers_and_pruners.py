@@ -118,39 +118,39 @@ def test_a_smaller_budget_ends_a_grid_early() -> None:
     assert _space("grid", "none", budget={"trials": 7}).search_size == 7
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"sampler": {"name": "grid"}},
-            f"s.yaml: parameters.{TEMPERATURE}: has no end of values, and the sampler 'grid' tries them all. "
-            "Fix: give it a 'step', or list its values as 'choices' of a categorical",
-        ),
-        (
-            {"sampler": {"name": "cmaes"}, "parameters": {DEPTH: STEPPED[DEPTH], WIDTH: STEPPED[WIDTH]}},
-            f"s.yaml: sampler.name: 'cmaes' needs at least two float or int parameters without 'when', got ['{DEPTH}']"
-            ". Fix: choose 'tpe', which models parameters of every kind",
-        ),
-        ({"sampler": {"name": "cma"}}, "s.yaml: sampler.name: is unknown, got 'cma'. Fix: did you mean 'cmaes'?"),
-        ({"sampler": {"name": "nsga2", "population_size": 1}}, "s.yaml: sampler nsga2: population_size: must be "),
-        ({"sampler": {"name": "qmc", "sequence": "sobel"}}, "s.yaml: sampler qmc: sequence: must be 'sobol' or"),
-        ({"sampler": {"name": "gp", "startup": 3}}, "unknown key. Fix: did you mean 'startup_trials'?"),
-        ({"pruner": {"name": "percentile", "percentile": 101}}, "must be less than or equal to 100, got 101"),
-        ({"pruner": {"name": "threshold"}}, "s.yaml: pruner threshold: needs 'lower', 'upper' or both"),
-        (
-            {"pruner": {"name": "threshold", "lower": 2, "upper": 1}},
-            "s.yaml: pruner threshold: 'lower' must not be above 'upper', got 2.0 > 1.0",
-        ),
-        (
-            {"pruner": {"name": "successive_halving", "bootstrap_count": 1}},
-            "s.yaml: pruner successive_halving: 'bootstrap_count' needs a number as 'min_resource'",
-        ),
-        (
-            {"pruner": {"name": "successive_halving", "min_resource": 0}},
-            "s.yaml: pruner successive_halving: 'min_resource' must be at least 1, got 0",
-        ),
-    ],
-)
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"sampler": {"name": "grid"}},
+        f"s.yaml: parameters.{TEMPERATURE}: has no end of values, and the sampler 'grid' tries them all. "
+        "Fix: give it a 'step', or list its values as 'choices' of a categorical",
+    ),
+    (
+        {"sampler": {"name": "cmaes"}, "parameters": {DEPTH: STEPPED[DEPTH], WIDTH: STEPPED[WIDTH]}},
+        f"s.yaml: sampler.name: 'cmaes' needs at least two float or int parameters without 'when', got ['{DEPTH}']"
+        ". Fix: choose 'tpe', which models parameters of every kind",
+    ),
+    ({"sampler": {"name": "cma"}}, "s.yaml: sampler.name: is unknown, got 'cma'. Fix: did you mean 'cmaes'?"),
+    ({"sampler": {"name": "nsga2", "population_size": 1}}, "s.yaml: sampler nsga2: population_size: must be "),
+    ({"sampler": {"name": "qmc", "sequence": "sobel"}}, "s.yaml: sampler qmc: sequence: must be 'sobol' or"),
+    ({"sampler": {"name": "gp", "startup": 3}}, "unknown key. Fix: did you mean 'startup_trials'?"),
+    ({"pruner": {"name": "percentile", "percentile": 101}}, "must be less than or equal to 100, got 101"),
+    ({"pruner": {"name": "threshold"}}, "s.yaml: pruner threshold: needs 'lower', 'upper' or both"),
+    (
+        {"pruner": {"name": "threshold", "lower": 2, "upper": 1}},
+        "s.yaml: pruner threshold: 'lower' must not be above 'upper', got 2.0 > 1.0",
+    ),
+    (
+        {"pruner": {"name": "successive_halving", "bootstrap_count": 1}},
+        "s.yaml: pruner successive_halving: 'bootstrap_count' needs a number as 'min_resource'",
+    ),
+    (
+        {"pruner": {"name": "successive_halving", "min_resource": 0}},
+        "s.yaml: pruner successive_halving: 'min_resource' must be at least 1, got 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
 def test_options_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
     raw = small_space().model_dump(mode="json", exclude={"parameters"})
     raw["parameters"] = {name: parameter.written() for name, parameter in small_space().parameters.items()}

@@ -126,21 +126,21 @@ def test_the_resolved_space_keeps_both_objectives() -> None:
     assert (again.second_objective, again.directions) == (space.second_objective, ["maximize", "maximize"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"second_objective": {"metric": FIRST}}, "second_objective: must be another metric than the objective's"),
-        ({"second_objective": {"metric": "test/accuracy"}}, "tuning never sees the test split"),
-        ({"second_objective": {"metrik": "x"}}, "second_objective.metrik: unknown key. Fix: did you mean 'second_obj"),
-        ({"sampler": {"name": "gp"}}, "sampler.name: 'gp' knows one objective, and there are two"),
-        ({"pruner": {"name": "median"}}, "pruner.name: with two objectives nothing can be pruned"),
-        ({"confirm": {"top": 1}}, "confirm: with two objectives there is a front, and no best configuration"),
-        (
-            {"budget": {"trials": 4, "patience": 2}},
-            "budget.patience: is a rule for one objective, and there are two, got 2",
-        ),
-    ],
-)
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"second_objective": {"metric": FIRST}}, "second_objective: must be another metric than the objective's"),
+    ({"second_objective": {"metric": "test/accuracy"}}, "tuning never sees the test split"),
+    ({"second_objective": {"metrik": "x"}}, "second_objective.metrik: unknown key. Fix: did you mean 'second_obj"),
+    ({"sampler": {"name": "gp"}}, "sampler.name: 'gp' knows one objective, and there are two"),
+    ({"pruner": {"name": "median"}}, "pruner.name: with two objectives nothing can be pruned"),
+    ({"confirm": {"top": 1}}, "confirm: with two objectives there is a front, and no best configuration"),
+    (
+        {"budget": {"trials": 4, "patience": 2}},
+        "budget.patience: is a rule for one objective, and there are two, got 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
 def test_what_two_objectives_do_not_go_with(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         _space(**changes)
