@@ -1,6 +1,7 @@
 """What the site has beside the pages of this folder, made when it is built: hooks of MkDocs.
 
 - Files of the repository that pages link to are pages of the site, under ``source/``.
+- References are made from the code (:mod:`references`), where a page says so.
 - Formulas between dollars become MathML, which browsers draw by themselves: nothing is fetched.
 """
 
@@ -13,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import references  # beside this file: MkDocs looks there, too
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = r"(?P<code>^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)$|`[^`\n]+`)"
 LINK = re.compile(CODE + r"|(?<=\]\()(?P<target>[^)#\s:]+)(?=[)#])", re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>~?(?:[\w.]+\.)?(\w+)</code>")
+MADE = re.compile(r"<!-- made from the code: (\w+) -->")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -41,8 +45,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links lead to where the site has what they name."""
+    """Put in what is made from the code, and let links lead to where the site has what they name."""
     here = page.file.src_uri
+    markdown = MADE.sub(lambda match: getattr(references, match[1])(), markdown)
 
     def target(match: re.Match[str]) -> str:
         if match["code"]:

@@ -245,6 +245,7 @@ def test_help_fits_a_screen_and_every_flag_has_a_default_or_an_example(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert len(text.splitlines()) <= 60
+    assert re.search(rf"(?m)^examples?:\n  {re.escape(f'python tune.py {name}'.rstrip())}\b", text)
     for action in (cli.COMMANDS[name] if name else cli.TUNE).parser(name)._actions:
         shown = action.option_strings[-1] if action.option_strings else str(action.metavar)
         assert re.search(rf"(?m)^  (?:-h, )?{re.escape(shown)}\b", text)

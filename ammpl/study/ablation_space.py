@@ -66,8 +66,8 @@ class AblationSpace(Section):
         kind: what tells an ablation from a search.
         name: names the study and its folder.
         description: the question, in words; MLflow and the report show it.
-        method: what the variants vary, a key of :data:`ammpl.config.METHODS`. One that sets a ``method`` of its own
-            has that method's settings; of ``fixed`` it takes data and backbone alone, as baselines of a search do.
+        method: what the variants vary. One that sets a ``method`` of its own has that method's settings; of ``fixed``
+            it takes data and backbone alone, as baselines of a search do.
         seed: the study's seed; with a repeat's number it gives a trial's seeds, the same for all variants.
         fixed: values of a trial's fields by dotted name, over the method's settings.
         reference: the variant that the others are compared with.

@@ -170,9 +170,11 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Return a docstring's text without its markup."""
+    """Return a docstring's text as a space file's reader has it: without markup, in YAML's words."""
+    text = re.sub(r"\bNone\b", "null", text)
     text = re.sub(r":\w+:`~?([^`]*)`", lambda role: role[1].rpartition(".")[2], text)
-    return " ".join(text.replace("``", "").split())
+    words = " ".join(text.replace("``", "").split())
+    return words[:1].upper() + words[1:]
 
 
 def _without_titles(schema: Any) -> Any:

@@ -79,10 +79,10 @@ class SearchSpace(Section):
 
     Attributes:
         version: of the file format.
-        kind: what tells a search from an ablation (:mod:`ammpl.study.ablation_space`).
+        kind: what tells a search from an ablation.
         name: names the study and its folder.
         description: the question, in words; MLflow and the report show it.
-        method: what is tuned, a key of :data:`ammpl.config.METHODS`.
+        method: what is tuned.
         seed: the study's seed: the sampler's, and with a repeat's number those of the trials. 0 is a seed like others.
         repeats: the listed repeats that the search runs each configuration on, one after the other; the objective is
             the mean over them, and with several the pruner is asked after each.

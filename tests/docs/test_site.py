@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ammpl.cli import COMMANDS
+from ammpl.study.schema import SETTABLE
+
 ROOT = Path(__file__).resolve().parents[2]
 FETCHED = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=\"?https?:|<link[^>]*rel=\"?stylesheet[^>]*href=\"?https?:")
 
@@ -32,5 +35,9 @@ def test_every_page_is_there_and_fetches_nothing(site: Path) -> None:
     assert "source/search_spaces/default.yaml" in pages  # a page links to it
     for name, text in pages.items():
         assert FETCHED.search(text) is None, name
+    for name in COMMANDS:
+        assert f"<code>tune.py {name}</code>" in pages["reference/commands"]
+    for name in SETTABLE:
+        assert f"<code>{name}</code>" in pages["reference/space"]
     for path in site.rglob("*.css"):
         assert not re.search(r"@import|url\(['\"]?https?:", path.read_text()), path
