@@ -53,9 +53,10 @@ def space() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-_FIELDS = """\
-What `fixed`, `parameters`, `first`, a variant and `--set` name. Defaults are AMMPL's; other [methods](../method.md#the-other-methods)
-have published settings of their own."""
+_FIELDS = (
+    "What `fixed`, `parameters`, `first`, a variant and `--set` name. Defaults are AMMPL's; other "
+    "[methods](../method.md#the-other-methods) have published settings of their own."
+)
 
 
 _ELSEWHERE = {
