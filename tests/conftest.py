@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, and a small disk to fill."""
+"""What every test shares: one torch thread, an empty MLflow store, and a small disk to fill."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # small matrices on many threads of few cores are ten times slower
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store to copy: MLflow takes seconds to create one."""
+    from mlflow.tracking import MlflowClient  # here: most tests need none of it
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ammpl.config import FIELD_DEFAULTS, FIELD_NAMES, METHODS, SeedConfig, TrialConfig, resolve
+from ammpl.config.methods import Methods
 from ammpl.errors import UserError
 
 
@@ -172,3 +175,39 @@ def test_coop_is_published_with_settings_for_each_task(data, epochs, init, lengt
     # What is written goes before what was published.
     assert resolve("coop", {**data, "model.text.init": "random", "model.text.length": 4}).model.text.length == 4
     assert resolve("coop", {**data, "training.steps": 7}).training.epochs is None
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Install a package of one module with some methods, as pip would leave it."""
+
+    def install(source, **entries):
+        (tmp_path / "added_methods.py").write_text(source)
+        info = tmp_path / "added_methods-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added-methods\nVersion: 1.0\n")
+        lines = [f"{name} = added_methods:{thing}" for name, thing in entries.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[ammpl.methods]", *lines]))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "added_methods", raising=False)
+
+    return install
+
+
+def test_an_installed_package_adds_a_method(package):
+    source = "from ammpl.config import Method\nMINE = Method(reads=('model.interaction.width',))\nOTHER = 3\n"
+    package(source, mine="MINE", coop="MINE", other="OTHER", absent="ABSENT")
+    methods = Methods({"coop": METHODS["coop"]})
+    assert list(methods) == ["coop", "mine", "other", "absent"] and len(methods) == 4
+    assert "added_methods" not in sys.modules  # nothing is imported before it is asked for
+    assert methods["mine"].reads == ("model.interaction.width",) and methods["mine"] is methods["mine"]
+    assert methods["coop"] is METHODS["coop"]  # no package can take the name
+    assert methods.packages == ["added-methods"]
+    with pytest.raises(UserError, match="method other: must be a Method, added_methods:OTHER is not, got 3"):
+        methods["other"]
+    with pytest.raises(
+        UserError, match=r"method absent: cannot be imported from added_methods:ABSENT \(AttributeError"
+    ):
+        methods["absent"]
+    with pytest.raises(KeyError):
+        methods["nowhere"]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from ammpl.config.sections import BackboneConfig, DataConfig, Scalar
+from ammpl.errors import UserError
+
+ENTRY_POINTS = "ammpl.methods"
+"""Where installed packages name methods of their own."""
 
 Published = Callable[[DataConfig, BackboneConfig], Mapping[str, Scalar]]
 """The settings that a method was published with, for a task on a data set, with a backbone."""
@@ -75,13 +82,70 @@ class Method:
     Attributes:
         defining: dotted names with the values they may take; anything else would make the name untrue.
         published: the settings to start from (reference: the CoOp family's protocol, docs/protocol.md).
+        model: what computes it, a subclass of :class:`~ammpl.model.ammpl.AMMPL` with the same arguments; None is that
+            class itself.
+        reads: dotted names of fields under ``model`` that such a class reads, whatever the switches of the others say.
     """
 
     defining: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
     published: Published = lambda data, backbone: {}
+    model: type[Any] | None = None
+    reads: tuple[str, ...] = ()
 
 
-METHODS: dict[str, Method] = {
+class Methods(Mapping[str, Method]):
+    """Methods by name: this package's own, and those that installed packages add (docs/add_method.md).
+
+    Nothing of another package is imported before its method is asked for.
+
+    Args:
+        own: this package's, whose names no other can take.
+    """
+
+    def __init__(self, own: Mapping[str, Method]):
+        self._own = dict(own)
+        self._loaded: dict[str, Method] = {}
+
+    @cached_property
+    def _added(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS) if entry.name not in self._own}
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages that add methods."""
+        return sorted({entry.dist.name for entry in self._added.values() if entry.dist is not None})
+
+    def __getitem__(self, name: str) -> Method:
+        """Return a method; raises KeyError for an unknown one, UserError for one that its package does not give."""
+        if name in self._own:
+            return self._own[name]
+        if name not in self._loaded:
+            entry = self._added[name]
+            try:
+                method = entry.load()
+            except Exception as error:  # of whatever that package does
+                rule = f"cannot be imported from {entry.value} ({type(error).__name__}: {error})"
+                raise UserError(f"method {name}", rule, fix="mend or remove the package that adds it") from error
+            if not isinstance(method, Method):
+                raise UserError(f"method {name}", f"must be a Method, {entry.value} is not", got=method)
+            self._loaded[name] = method
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a method of that name."""
+        return name in self._own or name in self._added
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        yield from self._own
+        yield from self._added
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._own) + len(self._added)
+
+
+_OWN: dict[str, Method] = {
     "ammpl": Method(),
     "coop": Method(
         defining={
@@ -130,3 +194,5 @@ METHODS: dict[str, Method] = {
         },
     ),
 }
+
+METHODS = Methods(_OWN)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from ammpl.config.methods import METHODS
 from ammpl.config.sections import (
@@ -30,12 +30,19 @@ class TrialConfig(Section):
     Build it with :func:`resolve`, which knows each method's published settings.
     """
 
-    method: Literal["ammpl", "coop", "cocoop", "vpt", "maple", "zero_shot"] = "ammpl"
+    method: str = "ammpl"
     backbone: BackboneConfig = BackboneConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig(steps=100)
     seeds: SeedConfig = SeedConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise UserError("method", "unknown method", got=method, fix=did_you_mean(method, METHODS))
+        return method
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -56,7 +63,8 @@ class TrialConfig(Section):
             or (self.model.mask.kind == "random" and self.model.padding.content in ("learned+text", "learned", "text"))
             or self.model.tokens.kind == "visual"
         )
-        if self.model.text.context == "fixed" and not learns_image and self.training.steps != 0:
+        learns_more = METHODS[self.method].model is not None
+        if self.model.text.context == "fixed" and not (learns_image or learns_more) and self.training.steps != 0:
             raise ValueError("nothing is learned here (text fixed, no mask, no tokens): set training.steps to 0")
         return self
 

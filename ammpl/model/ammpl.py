@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ammpl.config import ModelConfig, SeedConfig
+from ammpl.config import METHODS, ModelConfig, SeedConfig
 from ammpl.errors import UserError
 from ammpl.model.backbone import Backbone
 from ammpl.model.image_prompt import ImagePrompt, seeded_generator
@@ -56,6 +56,11 @@ def check_model(config: ModelConfig, backbone: Backbone) -> None:
             got=config.padding.depth,
             fix=f"at most {backbone.vision_layers}",
         )
+
+
+def model_class(method: str) -> type[AMMPL]:
+    """Return what computes a method: AMMPL, or the subclass that an installed package adds."""
+    return METHODS[method].model or AMMPL
 
 
 class AMMPL(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from ammpl.config import Scalar
+from ammpl.config import METHODS, Scalar
 from ammpl.errors import UserError
 from ammpl.study.parameters import Parameter
 
@@ -68,8 +68,10 @@ def check_parameters_matter(parameters: Mapping[str, Parameter], base: Mapping[s
         for name, parameter in parameters.items()
         if any(other not in parameters and base[other] not in allowed for other, allowed in parameter.when.items())
     }
+    own = METHODS[str(base["method"])].reads
     for name in parameters:
-        for switch, values in MATTERS.get(name, {}).items():
+        switches = {} if name in own else MATTERS.get(name, {})
+        for switch, values in switches.items():
             searched = parameters.get(switch)
             possible = base[switch] in values if searched is None else any(map(searched.can_be, values))
             if not possible and name not in asleep:

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ammpl.config import METHODS
 from ammpl.study.tracking import without_password
 
 PACKAGES = (
@@ -48,7 +49,7 @@ def describe_environment(ray_resources: Mapping[str, float], command: list[str])
         "gpus": _gpus(),
         "ray": {name: amount for name, amount in ray_resources.items() if name in ("CPU", "GPU", "memory")},
         "code": _revision(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in (*PACKAGES, *METHODS.packages) if (version := _version(name))},
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ammpl.config import TrialConfig
 from ammpl.data.store import decode
 from ammpl.errors import UserError
-from ammpl.model.ammpl import AMMPL
+from ammpl.model.ammpl import model_class
 from ammpl.model.backbone import load_backbone
 from ammpl.training import checkpoint
 from ammpl.training.evaluation import scores
@@ -48,7 +48,7 @@ class Classifier:
         self.class_names = origin.class_names
         backbone = load_backbone(origin.config.backbone, device())
         self._transform = image_transform(backbone.preprocessing)
-        self._model = AMMPL(
+        self._model = model_class(origin.config.method)(
             origin.config.model,
             backbone,
             origin.class_names,

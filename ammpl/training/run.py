@@ -23,7 +23,7 @@ from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
 from ammpl.data.task import Task, check_tests, load_task, load_test
 from ammpl.data.transform import ImageTransform
-from ammpl.model.ammpl import AMMPL, check_model
+from ammpl.model.ammpl import AMMPL, check_model, model_class
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.model.scoring import Backward, backward, pairs_in_flight
 from ammpl.model.text_prompt import Classes
@@ -157,7 +157,7 @@ def _model(config: TrialConfig, backbone: Backbone, task: Task, template: str | 
     names, template = task.train.class_names, template or task.dataset.template
     # The mean colour may cost a pass over the data: only where it is used.
     color = {"mean_pixel": task.mean_color} if config.model.padding.content == "mean" else {}
-    return AMMPL(config.model, backbone, names, config.seeds, template, **color)
+    return model_class(config.method)(config.model, backbone, names, config.seeds, template, **color)
 
 
 def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:

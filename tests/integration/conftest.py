@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from mlflow.tracking import MlflowClient
 
 from tests.integration.mlflow_store import mlflow_server
-
-
-@pytest.fixture(scope="session")
-def empty_sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store to copy: MLflow takes seconds to create one."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture(scope="session")
