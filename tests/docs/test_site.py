@@ -32,9 +32,11 @@ def test_every_page_is_there_and_fetches_nothing(site: Path) -> None:
     pages = {path.relative_to(site).with_suffix("").as_posix(): path.read_text() for path in site.rglob("*.html")}
     docs = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert docs <= pages.keys()
+    assert "<math " in pages["method"]
     assert "source/search_spaces/default.yaml" in pages  # a page links to it
     for name, text in pages.items():
         assert FETCHED.search(text) is None, name
+        assert 'class="arithmatex"' not in text, name  # every formula is drawn
     for name in COMMANDS:
         assert f"<code>tune.py {name}</code>" in pages["reference/commands"]
     for name in SETTABLE:
