@@ -15,7 +15,11 @@ Shapes: B images, C classes, R pairs, N patches, V vision width, D joint width.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +103,7 @@ def backward(
     size_R = slope_R.abs()
     kept_R = everything[size_R[everything] >= tolerance] if tolerance > 0 else everything
     for pairs_R in kept_R.split(chunk) if len(kept_R) else ():
+        give_back_memory()
         scored_R = scores(pairs_R)
         scored_R.backward(slope_R[pairs_R].to(scored_R.dtype))
     if tolerance == 0:
@@ -118,3 +123,19 @@ def pairs_in_flight(backbone: Backbone) -> int:
     if backbone.device.type == "cuda":
         budget = torch.cuda.mem_get_info(backbone.device)[0] / 2
     return max(1, int(budget // (14 * values * backbone.block_dtype.itemsize)))
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def give_back_memory() -> None:
+    """Give the system the pages that freed tensors on the CPU have left in glibc's heap; elsewhere nothing.
+
+    Prompts of many lengths fray that heap: with 397 classes it grew to 1.4 times what it took with 37,
+    although no more tensors are alive at a time.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
