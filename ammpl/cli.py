@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ammpl.commands import (
     tune,
     ui,
 )
-from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, Command
+from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_USER_ERROR, Command
 from ammpl.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
@@ -61,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            return EXIT_SUCCESS
+        raise
 
 
 def _command_name(words: Sequence[str]) -> str:

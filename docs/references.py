@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -43,7 +44,11 @@ def space() -> str:
         for name, kind in kinds.items():
             keys = dict(known[kind.__name__]["properties"])
             keys.pop("name", None)
-            parts += [f"### `{name}`", known[kind.__name__]["description"], _table(keys, known[kind.__name__])]
+            parts += [
+                f"### `{name}`",
+                (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("``", "`"),
+                _table(keys, known[kind.__name__]),
+            ]
     parts += ["## Fields of a trial", _FIELDS]
     sections: dict[str, list[str]] = {}
     for name in SETTABLE:

@@ -55,7 +55,7 @@ def connected_ray() -> Any:
     """A Ray of two CPUs, which the command line finds connected."""
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     if started:
         ray.shutdown()

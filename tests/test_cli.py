@@ -319,6 +319,17 @@ def test_a_user_error_crosses_from_a_worker_with_its_text() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_a_reader_who_has_seen_enough_is_no_mistake() -> None:
+    """``tune.py schema | head``: more is printed than a pipe holds."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "tune.py"), "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "{\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 0
+
+
 def test_the_driver_imports_no_torch() -> None:
     code = "import sys, ammpl.cli, ammpl.study.study; sys.exit(any(m in sys.modules for m in ('torch', 'open_clip')))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -38,6 +38,11 @@ def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
         + ("" if new else "where the study began, else ")
         + "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
+    results.add_argument(
+        "--optuna-storage",
+        metavar="URL",
+        help="e.g. postgresql://me@host/db (default: " + ("in the folder)" if new else "where the study began)"),
+    )
     results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
 
 
@@ -45,11 +50,9 @@ def add_home(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where data lie."""
     data = parser.add_argument_group("where the data are")
     data.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="has the data sets (default: AMMPL_DATA_ROOT, else data)"
+        "--data-root", type=Path, metavar="DIR", help="the data sets (default: AMMPL_DATA_ROOT, else data)"
     )
-    data.add_argument(
-        "--store", type=Path, metavar="DIR", help="gets prepared files (default: AMMPL_STORE, else ~/.cache/ammpl)"
-    )
+    data.add_argument("--store", type=Path, metavar="DIR", help="prepared (default: AMMPL_STORE, else ~/.cache/ammpl)")
 
 
 def add_help(group: argparse._ArgumentGroup) -> None:
@@ -83,6 +86,7 @@ def options_of(what: str | None, arguments: argparse.Namespace) -> Options:
         gpus_per_trial=arguments.gpus_per_trial,
         ray_address=arguments.ray_address,
         tracking_uri=arguments.tracking_uri,
+        optuna_storage=arguments.optuna_storage,
         quiet=arguments.quiet,
         home=home_of(arguments),
     )

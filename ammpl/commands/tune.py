@@ -53,7 +53,7 @@ something to mend (file, flag, disk), 130 interrupted"""
     start.add_argument(
         "--best",
         action="store_true",
-        help="its winner: what is not searched has its values, the rest begins with them (default: none)",
+        help="with its winner's values where nothing else is said (default: no)",
     )
 
     study = parser.add_argument_group("what is studied (default: what the space file says)")
@@ -72,7 +72,7 @@ something to mend (file, flag, disk), 130 interrupted"""
         default=[],
         metavar="NAME=VALUE",
         dest="assignments",
-        help="any fixed value, e.g. training.steps=200; again for more",
+        help="a fixed value, e.g. training.steps=200; again for more",
     )
     add_surroundings(parser)
 

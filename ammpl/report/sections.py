@@ -35,7 +35,7 @@ from ammpl.report.signatures import signatures_table
 from ammpl.report.statistics import rank
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.labels import params_text
-from ammpl.study.space import Objective
+from ammpl.study.space import Objective, SearchSpace
 from ammpl.study.trial import State
 
 FEWEST_FOR_IMPORTANCE = 4
@@ -162,33 +162,43 @@ def _trade_off(study: StudyResult, complete: list[TrialResult]) -> list[Block]:
 
 
 def importances(study: StudyResult) -> dict[str, Mapping[str, float]]:
-    """Return parameters' importance by evaluator, from the study's copy for Optuna; empty where that says nothing."""
-    path = study.folder / "optuna.sqlite3"
-    if not path.is_file():
+    """Return parameters' importance by evaluator, among the present space's trials; empty where that says nothing."""
+    assert isinstance(study.space, SearchSpace)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [objective.direction for objective in study.objectives]
+    searched = optuna.create_study(directions=directions)
+    for trial in study.searched:
+        if trial.state is State.COMPLETE and (told := _as_optuna_has_it(study, study.space, trial)):
+            searched.add_trial(told)
+    complete = searched.get_trials(deepcopy=False)
+    if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
         return {}
+    evaluators: dict[str, optuna.importance.BaseImportanceEvaluator] = {
+        "fANOVA": optuna.importance.FanovaImportanceEvaluator(seed=0),
+        "PED-ANOVA": optuna.importance.PedAnovaImportanceEvaluator(),
+    }
+    first = None if len(directions) == 1 else _first_value
     found: dict[str, Mapping[str, float]] = {}
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    try:
-        name = optuna.get_all_study_names(storage)[-1]  # of the present space
-        stored = optuna.load_study(study_name=name, storage=storage)
-        first = None if len(study.objectives) == 1 else _first_value
-        complete = stored.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
-            return {}
-        evaluators: dict[str, optuna.importance.BaseImportanceEvaluator] = {
-            "fANOVA": optuna.importance.FanovaImportanceEvaluator(seed=0),
-            "PED-ANOVA": optuna.importance.PedAnovaImportanceEvaluator(),
-        }
-        for name, evaluator in evaluators.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of PED-ANOVA being experimental
-                weights = optuna.importance.get_param_importances(stored, evaluator=evaluator, target=first)
-            if weights and all(map(math.isfinite, weights.values())):
-                found[name] = weights
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+    for name, evaluator in evaluators.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PED-ANOVA being experimental
+            weights = optuna.importance.get_param_importances(searched, evaluator=evaluator, target=first)
+        if weights and all(map(math.isfinite, weights.values())):
+            found[name] = weights
     return found
+
+
+def _as_optuna_has_it(study: StudyResult, space: SearchSpace, trial: TrialResult) -> optuna.trial.FrozenTrial | None:
+    """Return a configuration as a trial of the study's present space; None if that cannot give it."""
+    given = optuna.trial.FixedTrial(dict(trial.config))
+    try:
+        with warnings.catch_warnings():  # of values out of range, which are refused below
+            warnings.simplefilter("ignore")
+            params = space.suggest(given)
+        values = [float(trial.metrics[objective.metric]) for objective in study.objectives]
+        return optuna.trial.create_trial(values=values, params=params, distributions=given.distributions)
+    except (ValueError, KeyError):
+        return None
 
 
 def _first_value(trial: optuna.trial.FrozenTrial) -> float:

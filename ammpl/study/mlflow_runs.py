@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ammpl.study.writer_pipe import Event, first_line
+from ammpl.study.writer_pipe import Event, Retries, first_line
 
-FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0  # seconds between attempts at a failing store
 TAG_CHARACTERS = 5000  # every store of MLflow takes that much; some count bytes
 
 # What MLflow answered with one of these, it would answer the same way again.
@@ -74,7 +72,7 @@ class Child:
                 self.points.append((name, value, at, step))
 
 
-class Runs:
+class Runs(Retries):
     """Keeps the runs of one study in one store.
 
     Args:
@@ -84,19 +82,16 @@ class Runs:
 
     Attributes:
         parent: the study's run, ``experiment_id`` and ``run_id``; None until :meth:`open` has found or made it.
-        stored: trials brought up to date, as a measure of progress.
-        last_error: of the last attempt that failed.
     """
 
     def __init__(self, study: Event, client: Any, reply: Callable[..., None]) -> None:
+        super().__init__()
         self.study = study
         self.client = client
         self.reply = reply
         self.parent: tuple[str, str] | None = None
         self.children: dict[str, Child] = {}
         self.summary: Event | None = None
-        self.stored = 0
-        self.delay, self.retry_at, self.last_error = FIRST_DELAY, 0.0, ""
         self._tried = False
 
     # -- the parent run --
@@ -214,7 +209,7 @@ class Runs:
     # -- child runs --
 
     def take(self, event: Event) -> None:
-        """Note an event; nothing is stored before :meth:`flush`."""
+        """Note an event; nothing is stored before :meth:`store`."""
         if event["op"] == "summary":
             self.summary = event
             return
@@ -232,27 +227,17 @@ class Runs:
         if event["op"] == "finish":
             child.finish, child.running = event, False
 
-    def flush(self, only_finished: bool = False) -> bool:
-        """Store what is waiting and return whether that was everything; a failing store is left alone for a while."""
-        if time.monotonic() < self.retry_at:
-            return False
-        stored = self.stored
-        try:
-            self.open()
-            for child in list(self.children.values()):
-                if child.waiting and (child.finish or not only_finished):
-                    # To the end of the line for as long as it fails, so that one odd trial holds up nobody.
-                    self.children[child.key] = self.children.pop(child.key)
-                    self._flush_child(child)
-                    self.stored += 1
-        except Exception as error:
-            self.delay = FIRST_DELAY if self.stored > stored else min(2 * self.delay, LONGEST_DELAY)
-            self.retry_at = time.monotonic() + self.delay
-            self.last_error = first_line(error)
-            return False
-        return True
+    def store(self, only_finished: bool = False) -> None:
+        """Store what is waiting."""
+        self.open()
+        for child in list(self.children.values()):
+            if child.waiting and (child.finish or not only_finished):
+                # To the end of the line for as long as it fails, so that one odd trial holds up nobody.
+                self.children[child.key] = self.children.pop(child.key)
+                self._store_child(child)
+                self.stored += 1
 
-    def _flush_child(self, child: Child) -> None:
+    def _store_child(self, child: Child) -> None:
         """Bring one run up to date. What a later attempt may mend is raised; what none can is reported and skipped."""
         start, finish = child.start or {}, child.finish or {}
         tags = dict(finish.get("tags", {}))

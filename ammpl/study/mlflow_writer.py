@@ -12,17 +12,16 @@ It ends when stdin does; without a ``close`` before that, the driver has died.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ammpl.study.mlflow_runs import Runs
 from ammpl.study.writer_pipe import Event, Events, available, connect, first_line, hold
 
 FLUSH_SECONDS = 2.0  # the curves of running trials are about this old in the UI
-GIVE_UP_SECONDS = 10.0  # after the end: how long a failing store is tried without any progress
 
 
 def serve(events: Events, reply: Callable[..., None]) -> int:
@@ -36,7 +35,7 @@ def serve(events: Events, reply: Callable[..., None]) -> int:
     if study is None:  # the study did not begin
         return 0
     try:
-        lock = hold(Path(study["folder"]) / ".mlflow.lock")
+        lock = hold(study["folder"], "mlflow")
         runs = Runs(study, MlflowClient(), reply)
         if study["required"]:
             with contextlib.suppress(Exception):
@@ -62,39 +61,20 @@ def serve(events: Events, reply: Callable[..., None]) -> int:
             files_logged = True
             with contextlib.suppress(Exception):  # logged again at the end
                 runs.log_study_files()
-        runs.flush(only_finished=time.monotonic() < flush_at)
+        runs.attempt(functools.partial(runs.store, only_finished=time.monotonic() < flush_at))
         if time.monotonic() >= flush_at:
             flush_at = time.monotonic() + FLUSH_SECONDS
 
     at = ending["time"] if ending else int(time.time() * 1000)
     runs.end_running(at, "the study's driver died" if died else "the study ended before the trial")
-    complete = _insist(runs, runs.flush)
-    complete = _insist(runs, lambda: runs.finish_parent(at, died), once=not complete) and complete
+    complete = runs.insist(runs.store)
+    complete = runs.insist(lambda: runs.finish_parent(at, died), once=not complete) and complete
     del lock
     if not complete:
         reply(re="problem", text=runs.last_error)
         return 1
     reply(re="done")
     return 0
-
-
-def _insist(runs: Runs, step: Callable[[], bool | None], once: bool = False) -> bool:
-    """Repeat a step until it neither raises nor returns False; return False when it does so for too long."""
-    deadline = time.monotonic() + (0.0 if once else GIVE_UP_SECONDS)
-    stored = runs.stored
-    runs.retry_at = 0.0
-    while True:
-        try:
-            if step() is not False:
-                return True
-        except Exception as error:
-            runs.last_error = first_line(error)
-        if runs.stored > stored:
-            stored, deadline = runs.stored, time.monotonic() + GIVE_UP_SECONDS
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(min(1.0, max(0.1, runs.retry_at - time.monotonic())))
-        runs.retry_at = 0.0
 
 
 def main() -> int:

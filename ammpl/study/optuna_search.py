@@ -1,7 +1,7 @@
 """One search over an in-memory Optuna study.
 
-Decisions are made on a study in memory, where an ask costs milliseconds; what lasts is the event log and, at the end,
-a copy of the study in SQLite for Optuna's own tools.
+Decisions are made on a study in memory, where an ask costs milliseconds; what lasts is the event log. Optuna's own
+tools read a copy (:mod:`ammpl.study.optuna_copy`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import optuna
@@ -32,6 +31,9 @@ class OptunaSearch:
         seed: of the sampler.
         known: ended trials, of a search that went before, that it begins with.
         first: the number of its first own trial; those of Optuna's study count from 0, the known ones first.
+
+    Attributes:
+        changed: is called with the number of a trial in Optuna's study whenever there is something new of it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class OptunaSearch:
         self._known = len(known)
         self._first = first
         self._open: dict[int, optuna.Trial] = {}
+        self.changed: Callable[[int], None] = lambda number: None
 
     @property
     def own(self) -> list[tuple[int, FrozenTrial]]:
@@ -65,12 +68,15 @@ class OptunaSearch:
         trial = self.study.ask()
         number = trial.number - self._known + self._first
         self._open[number] = trial
-        return number, suggest(trial)
+        params = suggest(trial)
+        self.changed(trial.number)
+        return number, params
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Record an intermediate value; return whether the pruner stops the trial. Each step may come once."""
         trial = self._open[number]
         trial.report(value, step)
+        self.changed(trial.number)
         return trial.should_prune()
 
     def tell(
@@ -103,16 +109,4 @@ class OptunaSearch:
         else:
             pruned = state is State.PRUNED
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.FAIL)
-
-
-def save_searches(searches: Sequence[OptunaSearch], path: Path) -> None:
-    """Copy searches into a new SQLite file that Optuna and optuna-dashboard open. About 20 ms a trial."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.unlink(missing_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
-    for study in (search.study for search in searches):
-        copy = optuna.create_study(storage=storage, study_name=study.study_name, directions=study.directions)
-        copy.add_trials(study.get_trials(deepcopy=False))
-    storage.remove_session()
-    storage.engine.dispose()
-    draft.replace(path)
+        self.changed(trial.number)

@@ -44,6 +44,7 @@ def connected(address: str | None) -> Iterator[None]:
             root = "/tmp" if Path("/tmp").is_dir() else None
             scratch = tempfile.mkdtemp(prefix="ammpl-ray-", dir=root)
             ray.init(
+                "local",  # else one that somebody has started on this machine is joined
                 _temp_dir=scratch,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,

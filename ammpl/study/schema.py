@@ -64,6 +64,8 @@ def space_schema() -> Schema:
     definitions["PatientPruner"]["properties"]["inner"]["anyOf"] = [_chosen("name", inner), {"type": "null"}]
     budget = definitions["ablation"]["properties"]["budget"]
     budget["allOf"] = [{"$ref": budget.pop("$ref")}, _WITHOUT_AN_OBJECTIVE]
+    for kind in PARAMETERS.values():  # editors show the innermost description, and it is the field's that is wanted
+        definitions[kind.__name__].pop("description")
     definitions["search"]["allOf"] = [_TWO_OBJECTIVES, _GRID, *_defining("fixed")]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

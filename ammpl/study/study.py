@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import ray
-from optuna.exceptions import OptunaError
-from sqlalchemy.exc import SQLAlchemyError
 
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError
@@ -36,7 +33,6 @@ from ammpl.study.folder import (
     write_text,
 )
 from ammpl.study.observers import Observers
-from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
 from ammpl.study.preparation import DataNotes
 from ammpl.study.ray_engine import run_plan
@@ -46,7 +42,7 @@ from ammpl.study.replay import begin_version, check_study, read_versions, replay
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
 from ammpl.study.trial import INTERRUPTED, Execute, Observer
-from ammpl.study.views import Views, started, undelivered
+from ammpl.study.views import Stores, Views, started, undelivered
 from ammpl.study.work import Work, work_for
 from ammpl.yaml_file import dump_yaml
 
@@ -62,6 +58,7 @@ class Options:
         ray_address: of a cluster; None runs on this machine.
         tracking: whether MLflow is told.
         tracking_uri: None takes MLflow's own default.
+        optuna_storage: where Optuna's tools find the search; None is ``optuna.sqlite3`` in the study folder.
         quiet: no view while it runs.
         home: where data lie; None takes the environment's.
     """
@@ -72,8 +69,14 @@ class Options:
     ray_address: str | None = None
     tracking: bool = True
     tracking_uri: str | None = None
+    optuna_storage: str | None = None
     quiet: bool = False
     home: DataHome | None = None
+
+    @property
+    def stores(self) -> Stores:
+        """Where else than in the study folder the results go."""
+        return Stores(self.tracking, self.tracking_uri, self.optuna_storage)
 
 
 def run_study(
@@ -95,7 +98,7 @@ def run_study(
     """
     there = check_output(options.output)
     work = work_for(space, options.home, execute, options.quiet)
-    with started(options.tracking, options.tracking_uri, None) as views, ray_cluster.connected(options.ray_address):
+    with started(options.stores, space, None) as views, ray_cluster.connected(options.ray_address):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         with locked(folder):
@@ -132,7 +135,7 @@ def resume_study(
         if history.has_ended:
             session = _Session(versions, folder, options, observers, DataNotes())
             session.replay()
-            with started(options.tracking, options.tracking_uri, folder) as session.views:
+            with started(options.stores, versions[0], folder) as session.views:
                 return session.deliver()
         return _go_on(folder, versions, None, options, execute, observers)
 
@@ -173,7 +176,7 @@ def _go_on(
     session = _Session(versions, folder, options, observers, work.notes, new=new)
     session.replay()
     with (
-        started(options.tracking, options.tracking_uri, folder) as session.views,
+        started(options.stores, versions[0], folder) as session.views,
         ray_cluster.connected(options.ray_address),
     ):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
@@ -279,7 +282,7 @@ class _Session:
             self._records.begin()
         except OSError as error:
             raise _unwritable(folder, error) from None
-        stores = self.views.open(space, folder, history.states, lambda: self._observers.now)
+        stores = self.views.open(space, self._plan, folder, history.states, lambda: self._observers.now)
         if self._new:
             write_text(space_file(folder, self._plan.version + 1), dump_yaml(self._new.resolved()))
             begin_version(self._plan, self._records.log, folder, self._new)
@@ -327,7 +330,7 @@ class _Session:
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
         stopped = stopped or summary.stopped
         summary = replace(summary, stopped=stopped, on_request=self._stopped and not completed)
-        errors += self._write_results(self._plan, summary)
+        errors += self._write_summary(summary)
         self.views.end(summary, errors)
         try:
             self._observers.close()
@@ -342,7 +345,7 @@ class _Session:
         plan, log = self._plan, self._records.log
         plan.next()  # asked for more, it comes to its end
         self._observers.join(
-            *self.views.open(self._versions[0], self._folder, log.history.states, lambda: self._observers.now),
+            *self.views.open(self._versions[0], plan, self._folder, log.history.states, lambda: self._observers.now),
             *self._extra,
         )
         summary = summarize_study(plan, self._folder, interrupted=False, seconds=log.clock())
@@ -359,27 +362,15 @@ class _Session:
         """Whether an exception that ended the run is that the records could not be written."""
         return self._started and error is self._observers.failure and isinstance(error, OSError)
 
-    def _write_results(self, plan: StudyPlan, summary: StudySummary) -> list[str]:
-        """Write what is written once, at the end; return what could not be: the result is still to be shown."""
-        files: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: write_text(path, json.dumps(summary.as_dict(), indent=2) + "\n")
-        }
-        if isinstance(plan, Plan):
-            files["optuna.sqlite3"] = functools.partial(save_searches, plan.searches)
-        errors = []
-        for name, write in files.items():
-            path = self._folder / name
-            try:
-                write(path)
-            except UserError as error:
-                errors.append(str(error))
-            except (OSError, SQLAlchemyError, OptunaError) as error:
-                path.with_name(f".{name}.tmp").unlink(missing_ok=True)
-                errors.append(str(_unwritable(path, error)))
-        return errors
+    def _write_summary(self, summary: StudySummary) -> list[str]:
+        """Write the summary; return why it could not be: the result is still to be shown."""
+        try:
+            write_text(self._folder / "summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
+        except UserError as error:
+            return [str(error)]
+        return []
 
 
-def _unwritable(path: Path, error: Exception) -> UserError:
-    number = error.errno if isinstance(error, OSError) else None
-    reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = os.strerror(error.errno) if error.errno else (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(str(path), f"cannot be written ({reason})", fix=ELSEWHERE)

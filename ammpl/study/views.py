@@ -5,41 +5,75 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ammpl.errors import UserError
+from ammpl.study.ablation import StudyPlan
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.folder import write_text
 from ammpl.study.mlflow_process import MLflowProcess
+from ammpl.study.optuna_copy import FLAG, OptunaCopy, remembered_storage
+from ammpl.study.optuna_copy import unusable as unusable_storage
+from ammpl.study.plan import Plan
 from ammpl.study.reachable import store_problem
 from ammpl.study.space_file import StudySpace
 from ammpl.study.summary import StudySummary
-from ammpl.study.tracking import MLflowTracker, has_study, remembered_uri, unusable
+from ammpl.study.tracking import MLflowTracker, has_study, remembered_uri, unusable, without_password
 from ammpl.study.trial import Observer, State
+from ammpl.study.writer_process import WriterProcess
 
 UNDELIVERED = "undelivered.json"
 """In the study folder: by store, what it lacks and why; there is none when they have everything."""
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where else a study's results go.
+
+    Attributes:
+        tracking: whether MLflow is told.
+        tracking_uri: None takes MLflow's own default.
+        optuna_storage: SQLAlchemy's URL; None is ``optuna.sqlite3`` in the study folder.
+    """
+
+    tracking: bool = True
+    tracking_uri: str | None = None
+    optuna_storage: str | None = None
 
 
 class Views:
     """The stores of one session of a study. Their processes run from the begin; they are told once the plan is there.
 
     Args:
-        process: MLflow's; None without tracking.
+        mlflow: None without tracking.
+        optuna: None without a search, or without a copy of it.
+        optuna_url: of the storage; None is the study folder's own file.
     """
 
-    def __init__(self, process: MLflowProcess | None):
-        self._process = process
+    def __init__(
+        self, mlflow: MLflowProcess | None, optuna: WriterProcess | None = None, optuna_url: str | None = None
+    ):
+        self._mlflow = mlflow
+        self._optuna = optuna
+        self._optuna_url = optuna_url
         self._tracker: MLflowTracker | None = None
+        self._copy: OptunaCopy | None = None
 
     def open(
-        self, space: StudySpace, folder: Path, ended: Mapping[str, State], now: Callable[[], float]
+        self,
+        space: StudySpace,
+        plan: StudyPlan,
+        folder: Path,
+        ended: Mapping[str, State],
+        now: Callable[[], float],
     ) -> list[Observer]:
         """Open the stores; return what is to be told of every trial, those of earlier sessions included.
 
         Args:
             space: the study's.
+            plan: the study's; its search is what Optuna's storage has.
             folder: the study's.
             ended: how trials of earlier sessions ended, by key.
             now: the time of what is being told.
@@ -47,8 +81,25 @@ class Views:
         Raises:
             UserError: a store cannot be used; not where it has been used, and may be away for a while.
         """
-        if self._process is None:
-            return []
+        opened: list[Observer] = []
+        if self._optuna is not None and isinstance(plan, Plan):
+            self._copy = OptunaCopy(plan.searches, folder, self._optuna_url, self._optuna)
+            self._copy.check()
+            opened.append(self._copy)
+        if self._mlflow is not None:
+            self._tracker = self._track(space, folder, self._mlflow, ended, now)
+            self._tracker.check()
+            opened.append(self._tracker)
+        return opened
+
+    def _track(
+        self,
+        space: StudySpace,
+        folder: Path,
+        process: MLflowProcess,
+        ended: Mapping[str, State],
+        now: Callable[[], float],
+    ) -> MLflowTracker:
         tags = {"method": space.method, "kind": space.kind}
         if isinstance(space, AblationSpace):
             tags["reference"] = space.reference
@@ -56,19 +107,17 @@ class Views:
             tags |= {"sampler": space.sampler.name, "pruner": space.pruner.name}
         if commit := _read(folder / "environment.json").get("code", {}).get("commit"):
             tags["mlflow.source.git.commit"] = commit
-        self._tracker = MLflowTracker(
+        return MLflowTracker(
             tracking_uri=None,  # the process's
             study_name=space.name,
             folder=folder,
             description=space.description,
             tags=tags,
             params=space.base.flat(),
-            process=self._process,
+            process=process,
             ended=ended,
             now=now,
         )
-        self._tracker.check()
-        return [self._tracker]
 
     def end(self, summary: StudySummary, errors: list[str]) -> None:
         """Tell how the study ended; before the observers are closed.
@@ -83,9 +132,10 @@ class Views:
 
     def note_undelivered(self, folder: Path) -> tuple[str, ...]:
         """Return, and keep in the folder, what the stores lack; after the observers are closed."""
-        if self._tracker is None:
+        stores = {"mlflow": self._tracker, "optuna": self._copy}
+        if not any(stores.values()):
             return ()
-        lacking = {"mlflow": self._tracker.warnings[0]} if self._tracker.warnings else {}
+        lacking = {name: store.warnings[0] for name, store in stores.items() if store and store.warnings}
         with contextlib.suppress(UserError, OSError):  # on a full disk it is said, which is what can be done
             if lacking:
                 write_text(folder / UNDELIVERED, json.dumps(lacking, indent=2) + "\n")
@@ -105,28 +155,37 @@ def undelivered(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(tracking: bool, tracking_uri: str | None, folder: Path | None) -> Iterator[Views]:
+def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[Views]:
     """Start the stores' processes first of all: they import for seconds, while Ray and the workers start.
 
     Args:
-        tracking: whether MLflow is told.
-        tracking_uri: None takes MLflow's own default.
-        folder: of a study that goes on, in the store that it began in unless ``tracking_uri`` names another.
+        stores: which.
+        space: the study's; in an ablation Optuna has no part.
+        folder: of a study that goes on, in the stores that it began in unless others are named.
 
     Raises:
         UserError: no server answers at the address of a store that is new to the study.
     """
-    if not tracking:
-        yield Views(None)
-        return
-    process = MLflowProcess(tracking_uri or (remembered_uri(folder) if folder else None))
-    try:
-        known = folder is not None and has_study(process.uri, folder)
-        if not known and (problem := store_problem(process.uri)):
-            raise unusable(process, problem)
-        yield Views(process)
-    finally:
-        process.end()
+    with contextlib.ExitStack() as processes:
+        mlflow = optuna = None
+        url = stores.optuna_storage
+        if isinstance(space, AblationSpace):
+            if url is not None:
+                raise UserError(FLAG, "belongs to a search, and an ablation is none", got=without_password(url))
+        else:
+            if url is None and folder is not None:
+                url = remembered_storage(folder)
+            elif url is not None and (problem := store_problem(url)):
+                raise unusable_storage(without_password(url), problem)
+            optuna = WriterProcess("ammpl.study.optuna_writer", {"OMP_NUM_THREADS": "1"})
+            processes.callback(optuna.end)
+        if stores.tracking:
+            mlflow = MLflowProcess(stores.tracking_uri or (remembered_uri(folder) if folder else None))
+            processes.callback(mlflow.end)
+            known = folder is not None and has_study(mlflow.uri, folder)
+            if not known and (problem := store_problem(mlflow.uri)):
+                raise unusable(mlflow, problem)
+        yield Views(mlflow, optuna, url)
 
 
 def _read(path: Path) -> dict[str, Any]:

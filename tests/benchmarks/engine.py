@@ -249,7 +249,7 @@ def connect() -> None:
     """Start Ray, and run a little, so that the first figures have no imports in them."""
     warnings.simplefilter("ignore")
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=SLOTS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     bare(4)
 
 

@@ -132,7 +132,7 @@ def main() -> int:
     print("| server | trials, s | with MLflow drained, s | MLflow |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="ammpl-campaign-") as name, mlflow_server(Path(name)) as server:
         root = Path(name)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         for how in ("there", "killed", "frozen"):
             folder, began = root / how, time.monotonic()
             with away(server, how, 10.0, arguments.seconds):

@@ -18,6 +18,7 @@ from tests.docs.running import Place
 SMALL = {
     "data.shots": 1,
     "data.validation_shots": 1,
+    "model.mask.scope": "task",  # one image pass
     "training.steps": 2,
     "training.batch_size": 2,
     "training.evaluate_every": 1,

@@ -88,11 +88,11 @@ def test_a_failing_store_gets_everything_once(
             writer.take(event("report", number, step=step, metrics=metrics))
             if step == 150:
                 writer.retry_at = 0.0
-                writer.flush()
+                writer.attempt(writer.store)
         writer.take(finish(number))
     for _ in range(1000):
         writer.retry_at = 0.0  # rather than wait
-        if writer.flush():
+        if writer.attempt(writer.store):
             break
     client.rate = 0.0
     writer.finish_parent(1_700_000_000_000, died=False)
@@ -121,7 +121,7 @@ def test_one_trial_that_cannot_be_stored_holds_up_nobody(
         writer.take(start(number, tmp_path / "study"))
         writer.take(finish(number))
     while not {"search-0001", "search-0002"} <= {reply.get("key") for reply in replies}:
-        assert not writer.flush()
+        assert not writer.attempt(writer.store)
         writer.retry_at = 0.0
     assert "ZeroDivisionError" in writer.last_error
 
@@ -141,7 +141,7 @@ def test_what_can_never_be_stored_is_said_and_skipped(
     monkeypatch.setattr(client, "log_artifacts", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     writer.take(start(0, tmp_path / "study"))
     writer.take(finish(0))
-    assert writer.flush()
+    assert writer.attempt(writer.store)
     assert replies == [
         {"re": "problem", "text": "search-0000: data set: MlflowException: no such thing"},
         {"re": "problem", "text": "search-0000: files: PermissionError: read-only"},

@@ -71,7 +71,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, sqlite_uri: str) -> None:
     recorded = trials[f"test-{int(summary['winner']):04d}-r2"]["metrics.test/accuracy"]
     assert sealed_accuracy(ammpl.load(folder)) == recorded
 
-    stored = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/optuna.sqlite3").trials
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/optuna.sqlite3").trials
     client = MlflowClient(sqlite_uri)
     parent = json.loads((folder / "mlflow.json").read_text())
     runs = client.search_runs([parent["experiment_id"]], f"tags.mlflow.parentRunId = '{parent['run_id']}'")

@@ -21,7 +21,6 @@ import ray
 
 from ammpl.errors import UserError
 from ammpl.study import ray_bridge
-from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
 from ammpl.study.ray_cluster import connected, fit_resources
 from ammpl.study.ray_engine import run_plan
@@ -96,7 +95,7 @@ def test_states_agree_trial_by_trial_everywhere(two_studies: tuple[Summary, Summ
     search = {row["number"]: row for row in trials if row["phase"] == "search"}
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     logged = {event["key"]: event for event in events if event["event"] == "finished"}
-    stored = optuna.load_study(study_name="small", storage=f"sqlite:///{folder}/optuna.sqlite3").trials
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/optuna.sqlite3").trials
     assert {row["state"] for row in search.values()} == {"COMPLETE", "PRUNED", "FAILED"}
     assert len(stored) == len(search) == 30
     for trial in stored:
@@ -119,7 +118,7 @@ def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> No
     options = Options(tmp_path / "study", concurrency=2, tracking=False, quiet=True)
     summary = run_study(space, options, execute=execute)
     rows = pq.read_table(summary.folder / "trials" / "trials.parquet").to_pylist()
-    stored = optuna.load_study(study_name="small", storage=f"sqlite:///{summary.folder}/optuna.sqlite3").trials
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{summary.folder}/optuna.sqlite3").trials
     assert len(stored) == 8
     for trial in stored:
         repeats = [row for row in rows if row["number"] == trial.number]
@@ -133,22 +132,12 @@ def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> No
             assert len(repeats) == 6
 
 
-def test_the_sqlite_copy_equals_the_study_in_memory(tmp_path: Path) -> None:
-    plan, _, _ = _run(tmp_path, execute, budget={"trials": 15}, confirm=None, seed=3)
-    save_searches(plan.searches, tmp_path / "optuna.sqlite3")
-    stored = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/optuna.sqlite3")
-    assert stored.direction == plan.search.study.direction
-    assert told(stored) == told(plan.search.study)
-    attributes = [trial.user_attrs for trial in stored.trials]
-    assert attributes == [trial.user_attrs for trial in plan.search.study.trials]
-
-
 def test_the_folder_of_a_study(two_studies: tuple[Summary, Summary]) -> None:
     summary = two_studies[0]
     names = {path.name for path in summary.folder.iterdir()}
     assert names == {
-        ".lock", ".mlflow.lock", "checkpoints", "curves", "environment.json", "events.jsonl", "mlflow.json",
-        "optuna.sqlite3", "study.yaml", "summary.json", "trials",
+        ".lock", ".mlflow.lock", ".optuna.lock", "checkpoints", "curves", "environment.json", "events.jsonl",
+        "mlflow.json", "optuna.sqlite3", "study.yaml", "summary.json", "trials",
     }  # fmt: skip
     environment = json.loads((summary.folder / "environment.json").read_text())
     assert environment["packages"]["ray"] == ray.__version__
@@ -269,7 +258,7 @@ def test_the_first_interrupt_ends_a_study_cleanly(tmp_path: Path) -> None:
     assert summary.best is not None
     assert summary.winner is None
     assert (summary.rows, summary.test_openings) == ((), 0)
-    stored = optuna.load_study(study_name="small", storage=f"sqlite:///{summary.folder}/optuna.sqlite3").trials
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{summary.folder}/optuna.sqlite3").trials
     assert [t.user_attrs["state"] for t in stored] == ["COMPLETE", "COMPLETE", "LOST"]
     states = pq.read_table(summary.folder / "trials" / "trials.parquet").column("state").to_pylist()
     assert states == ["COMPLETE", "COMPLETE", "LOST"]

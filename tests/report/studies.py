@@ -12,7 +12,6 @@ from ammpl.study.ablation_summary import summarize_study
 from ammpl.study.environment import describe_environment
 from ammpl.study.event_log import FILE, end_log
 from ammpl.study.observers import Observers
-from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
 from ammpl.study.space_file import StudySpace
@@ -56,8 +55,6 @@ def make(folder: Path, space: StudySpace, execute: Execute = made_up, *, ends: b
     run_inline(plan, folder, execute)
     summary = summarize_study(plan, folder, interrupted=False, seconds=1.0)
     (folder / "summary.json").write_text(json.dumps(summary.as_dict()), encoding="utf-8")
-    if isinstance(plan, Plan):
-        save_searches(plan.searches, folder / "optuna.sqlite3")
     observers.close()
     if ends:
         end_log(folder / FILE)

@@ -127,6 +127,16 @@ class Recorder:
         self.closed = True
 
 
+class Pipe:
+    """In place of a writer's process: keeps what the driver sends, for a test to hand it to a store as it likes."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, event: dict[str, Any]) -> None:
+        self.sent.append(event)
+
+
 class Clock:
     """Time that passes when a test says so."""
 

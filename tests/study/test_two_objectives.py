@@ -12,7 +12,6 @@ import pytest
 
 from ammpl.config import Scalar
 from ammpl.errors import UserError
-from ammpl.study.optuna_search import save_searches
 from ammpl.study.plan import Plan
 from ammpl.study.samplers import TWO_OBJECTIVES
 from ammpl.study.space import SearchSpace
@@ -96,15 +95,11 @@ def test_the_front_is_what_none_beats_in_both(tmp_path: Path) -> None:
     assert json.loads(json.dumps(summary.as_dict()))["objectives"] == [FIRST, SECOND]
 
 
-def test_a_minimized_second_objective_and_the_saved_study(tmp_path: Path) -> None:
+def test_a_minimized_second_objective(tmp_path: Path) -> None:
     second = {"metric": SECOND, "direction": "minimize"}
     plan, _, summary = _run(tmp_path, sampler={"name": "grid"}, second_objective=second)
     assert {row.candidate for row in summary.front} == {str(t.number) for t in plan.search.study.best_trials}
     assert (2, 32) in {(row.params[DEPTH], row.params[WIDTH]) for row in summary.front}
-    save_searches(plan.searches, tmp_path / "optuna.sqlite3")
-    saved = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'optuna.sqlite3'}")
-    assert [direction.name for direction in saved.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert [trial.values for trial in saved.trials] == [trial.values for trial in plan.search.study.trials]
 
 
 def test_a_trial_without_the_second_objective_failed(tmp_path: Path) -> None:
