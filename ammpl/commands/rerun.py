@@ -37,8 +37,9 @@ flag, disk), 130 interrupted"""
         "--only",
         action="append",
         default=[],
-        metavar="variant=NAME",
-        help="of an ablation, e.g. variant=none,random (default: all of it)",
+        metavar="variant=NAME|state=failed",
+        help="of an ablation: some variants, variant=none,random, or the trials that"
+        " ended so, state=failed,lost (default: all of it)",
     )
     add_surroundings(parser)
     add_help(parser.add_argument_group("other"))
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun``."""
     from ammpl.study.rerun import compare, finished_versions, only
 
-    space, *later = (only(version, arguments.only) for version in finished_versions(arguments.study))
+    space, *later = (only(version, arguments.only, arguments.study) for version in finished_versions(arguments.study))
     options = options_of(f"study {space.name}", arguments)
 
     from ammpl.study.study import extend_study, run_study

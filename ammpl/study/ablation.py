@@ -107,7 +107,7 @@ class AblationPlan(BasePlan):
             yield from self._wait("test")
 
     def _key(self, cell: Cell) -> str:
-        return f"ablation-{self.space.cell_name(cell.variant, cell.setting)}-r{cell.repeat}"
+        return f"ablation-{self.space.trial_name(cell)}"
 
 
 StudyPlan = Plan | AblationPlan

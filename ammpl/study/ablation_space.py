@@ -74,7 +74,8 @@ class AblationSpace(Section):
         variants: by name, in the order of the table, what each sets over ``fixed``; nothing for ``{}``.
         datasets: what all variants run on, one after the other; None for ``data.name`` alone.
         shots: likewise; None for ``data.shots`` alone.
-        only: the variants that run; None for all of them. A rerun of a part of an ablation has it.
+        only: the variants, or single trials of theirs such as ``learned-r3``, that run; None for all of them. A rerun of
+            a part of an ablation has it.
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
         objective: what is compared.
         budget: ends it before all its trials have run; by default there is none.
@@ -178,9 +179,14 @@ class AblationSpace(Section):
 
     def cells(self) -> Iterator[Cell]:
         """Yield every trial in order: repeats outside, so that what is interrupted has whole pairs."""
-        variants = [variant for variant in self.variants if self.only is None or variant in self.only]
-        for repeat, setting, variant in itertools.product(self.repeats, self.settings, variants):
-            yield Cell(variant, setting, repeat)
+        for repeat, setting, variant in itertools.product(self.repeats, self.settings, self.variants):
+            cell = Cell(variant, setting, repeat)
+            if self.only is None or variant in self.only or self.trial_name(cell) in self.only:
+                yield cell
+
+    def trial_name(self, cell: Cell) -> str:
+        """Return a name for one trial, such as ``learned-r3``; its key has the phase before it."""
+        return f"{self.cell_name(cell.variant, cell.setting)}-r{cell.repeat}"
 
     def cell_name(self, variant: str, setting: Setting) -> str:
         """Return a name for folders and figures: ``learned``, or ``learned@dtd@16shots`` of what the file crosses."""
@@ -265,9 +271,11 @@ class AblationSpace(Section):
                 got=self.reference,
                 fix=did_you_mean(self.reference, self.variants),
             )
+        cells = itertools.product(self.variants, self.settings, self.repeats) if self.only else ()
+        trials = {self.trial_name(Cell(*cell)) for cell in cells}
         for name in self.only or ():
-            if name not in self.variants:
-                rule = "must name variants"
+            if name not in self.variants and name not in trials:
+                rule = "must name variants, or trials such as learned-r3"
                 raise UserError(f"{where}: only", rule, got=name, fix=did_you_mean(name, self.variants))
         others = [variant for variant in self.variants if variant != self.reference]
         for name in self.family or ():

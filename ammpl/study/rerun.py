@@ -20,6 +20,7 @@ from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.event_log import FILE, read_history, space_file
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.statistics import estimate
+from ammpl.study.trial import State
 
 Agreement = Literal["identical", "within noise", "different"]
 
@@ -154,11 +155,16 @@ def finished_versions(folder: Path) -> list[StudySpace]:
     return spaces
 
 
-def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:
-    """Return an ablation of some variants only, as ``variant=NAME`` or ``variant=NAME,NAME`` says.
+def only(space: StudySpace, texts: Sequence[str], study: Path | None = None) -> StudySpace:
+    """Return a part of an ablation, as ``variant=NAME,NAME`` or ``state=failed`` say: whole variants, or single trials.
+
+    Args:
+        space: of the whole ablation.
+        texts: what to keep, everything that any of them names.
+        study: the folder whose trials' states count; without one ``state=`` is refused.
 
     Raises:
-        UserError: another kind of study, or no such variant.
+        UserError: another kind of study, no such variant, or no trial in that state.
     """
     if not texts:
         return space
@@ -168,14 +174,35 @@ def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:
         )
     names: list[str] = []
     for text in texts:
-        kind, _, listed = text.partition("=")
-        if kind.strip() != "variant" or not listed.strip():
-            raise UserError("--only", "must be variant=NAME", got=text, fix=f"--only variant={space.reference}")
-        names += [name.strip() for name in listed.split(",")]
-    for name in names:
-        if name not in space.variants:
-            raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))
+        kind, _, listed = (part.strip() for part in text.partition("="))
+        if kind == "state" and listed and study is not None:
+            names += _in_state(space, listed, study)
+            continue
+        if kind != "variant" or not listed:
+            rule = "must be variant=NAME or state=failed"
+            raise UserError("--only", rule, got=text, fix=f"--only variant={space.reference}")
+        variants = [name.strip() for name in listed.split(",")]
+        for name in variants:
+            if name not in space.variants:
+                raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))
+        names += variants
     return space.model_copy(update={"only": tuple(dict.fromkeys(names))})
+
+
+def _in_state(space: AblationSpace, listed: str, study: Path) -> list[str]:
+    """Return the names of the trials that ended in one of the states, ``failed,lost``."""
+    known = {state.value.lower(): state.value for state in (State.COMPLETE, State.FAILED, State.LOST)}
+    states = [name.strip().lower() for name in listed.split(",")]
+    for name in states:
+        if name not in known:
+            raise UserError("--only", "no such state of an ablation's trials", got=name, fix=did_you_mean(name, known))
+    ended = {key: facts["state", None] for key, facts in _read(study).items()}
+    wanted = {known[name] for name in states}
+    found = [space.trial_name(cell) for cell in space.cells()]
+    found = [name for name in found if ended.get(f"ablation-{name}") in wanted]
+    if not found:
+        raise UserError("--only", f"no trial of {study} has ended so", got=f"state={listed}")
+    return found
 
 
 def compare(old: Path, new: Path, *, part: bool = False) -> Comparison:
