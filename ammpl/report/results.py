@@ -249,7 +249,7 @@ def read_study(folder: Path) -> StudyResult:
         summary,
         tuple(filter(None, map(_json, environments))),
         tuple(_trials(history.told)),
-        max(_openings(history.told), int(summary.get("test_openings", 0))),
+        _openings(history.told),
         history.seconds,
         history.has_ended,
     )
@@ -267,9 +267,20 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
 
 
 def _openings(lines: Iterable[Line]) -> int:
-    """Count how often tests began after something else had."""
-    phases = [line.event["phase"] for line in lines if line.event["event"] == "started"]
-    return sum(now == "test" and before != "test" for before, now in zip(["", *phases], phases, strict=False))
+    """Count the looks at the test split: one for each winner of a search, or version of an ablation, with tests."""
+    looks: set[object] = set()
+    version, searched = 1, False
+    for line in lines:
+        event = line.event
+        if event["event"] == "extended":
+            version += 1
+        elif event["event"] == "started":
+            searched = searched or event["phase"] == "search"
+            if event["phase"] == "test" and not searched:
+                looks.add(version)
+            elif event["phase"] == "test" and (event["params"] or not looks):
+                looks.add(event["candidate"])
+    return len(looks)
 
 
 def _trials(lines: Iterable[Line]) -> Iterable[TrialResult]:

@@ -61,7 +61,6 @@ class BasePlan(ABC):
         ended: by which rule of the budget the first phase ended before all its trials had begun, None if by none.
         stopped: why the study ended itself before its time, None if it did not.
         version: of the study, 1 until it is extended.
-        test_openings: in how many versions the test split was looked at.
     """
 
     needs_finite = False
@@ -85,8 +84,7 @@ class BasePlan(ABC):
         began = time.monotonic()
         self._spending = Spending(budget, direction, clock or (lambda: time.monotonic() - began))
         self.version = 1
-        self.test_openings = 0
-        self._is_open = False  # whether this version has looked at the test split
+        self._looks: set[object] = set()  # at the test split
         self._begun: dict[str, Phase] = {}  # all trials that ever began, by key
         self._running: dict[str, Running] = {}
         self._source = self._trials()
@@ -100,6 +98,16 @@ class BasePlan(ABC):
     @abstractmethod
     def _trials(self) -> Iterator[Trial | None]:
         """Yield the study's trials in order, None while the next one depends on those that run."""
+
+    @property
+    def test_openings(self) -> int:
+        """How often the test split was looked at: once for all that was chosen before."""
+        return len(self._looks)
+
+    @property
+    def _look(self) -> object:
+        """What tells the present look at the test split from others: one for each version with tests."""
+        return self.version
 
     @property
     def running(self) -> list[Trial]:
@@ -197,7 +205,6 @@ class BasePlan(ABC):
         self._spending.extend(budget)
         self.version += 1
         self.ended = self.stopped = self._ending = None
-        self._is_open = False
         self._source = self._trials()
 
     def outcomes(self, phase: Phase, candidate: str) -> list[tuple[Trial, Outcome]]:
@@ -239,9 +246,8 @@ class BasePlan(ABC):
     def _start(self, trial: Trial) -> None:
         self._running[trial.key] = Running(trial)
         self._begun[trial.key] = trial.phase
-        if trial.phase == "test" and not self._is_open:
-            self._is_open = True
-            self.test_openings += 1
+        if trial.phase == "test":
+            self._looks.add(self._look)
         self._observer.trial_started(trial)
 
     def _is_used_up(self, begun: int) -> bool:

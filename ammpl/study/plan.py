@@ -128,6 +128,11 @@ class Plan(BasePlan):
         self.winner = None
         self._extend(space.budget)
 
+    @property
+    def _look(self) -> object:
+        """One for each winner: the rest of a look that an extension came between is no other."""
+        return self.winner
+
     def _known(self, space: SearchSpace) -> dict[int, FrozenTrial | None]:
         """Return each configuration of the search as a trial of another space, by number; None if it is none of it."""
         trials = {trial.number: trial for trial, _ in self.finished if trial.number is not None}

@@ -15,7 +15,7 @@ from ammpl.study.ablation import StudyPlan
 from ammpl.study.budget import duration_text, trials_text
 from ammpl.study.packing import describe, trials_that_fit
 from ammpl.study.ray_worker import Parcel, Resources
-from ammpl.study.trial import State, Trial
+from ammpl.study.trial import OVERDUE, State, Trial
 from ammpl.study.worker import End, Ready
 
 RETRIES = 2  # times that a trial whose worker died is run again
@@ -208,7 +208,7 @@ class Bridge:
             return
         if overdue:
             limit = self._plan.space.budget.trial_seconds or 0.0
-            reason = f"did not end within its time of {duration_text(limit)} (budget.trial_time)"
+            reason = f"did not end within its time of {duration_text(limit)} {OVERDUE}"
             self._plan.finish(trial, limit, state=State.FAILED, reason=reason, gpus=gpus)
             return
         losses = self._count_loss(trial.key)

@@ -8,9 +8,12 @@ import math
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,8 +30,8 @@ from ammpl.study.preparation import prepare_data
 from ammpl.study.replay import check_study
 from ammpl.study.space import SearchSpace
 from ammpl.study.space_file import StudySpace, read_space
-from ammpl.study.trial import Execute, Outcome, Phase, State, Trial
-from ammpl.study.worker import THREAD_VARIABLES, Attempt, End
+from ammpl.study.trial import OVERDUE, Execute, Outcome, Phase, State, Trial
+from ammpl.study.worker import THREAD_VARIABLES, Attempt, End, Evaluation
 from ammpl.study.worker import execute as train_or_test
 
 Say = Callable[[str], None]
@@ -50,6 +53,11 @@ class Record:
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     session: int
     version: int
+
+    @property
+    def was_overdue(self) -> bool:
+        """Whether the trial had no end of its own, but took longer than the study allows."""
+        return self.state is State.FAILED and str(self.reason).endswith(OVERDUE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Verdict:
             lines += [f"differs: {name}: {'; '.join(texts)}" for name, texts in self.surroundings.items() if texts]
         if self.difference is not None:
             return [*lines, f"different: {self.key}: {self.difference}"]
-        compared = "{} evaluations, {} values".format(*self.compared)
+        words = zip(self.compared, ("evaluation", "value"), strict=True)
+        compared = ", ".join(f"{count} {word}" + ("" if count == 1 else "s") for count, word in words)
         return [*lines, f"match: {self.key}, {self.ending}; {compared}, to the last bit"]
 
 
@@ -152,8 +161,6 @@ def read_record(folder: Path, word: str) -> Record:
     [end] = ends
     if end.event["state"] == State.LOST:
         raise UserError(key, f"was lost ({end.event['reason']}): it has no result of its own to compare with")
-    if str(end.event["reason"]).endswith("(budget.trial_time)"):
-        raise UserError(key, f"{end.event['reason']}: how long a trial takes is no result that can be compared")
     return Record(
         trial=_trial(folder, begun[key], history),
         state=State(end.event["state"]),
@@ -236,6 +243,8 @@ class _Comparing:
     def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
         curve = self._record.curve
         if self.evaluations == len(curve):
+            if self._record.was_overdue:  # it has come further in the same time
+                return
             ended = _ending(self._record.state, self._record.reason)
             raise _DifferentError(f"{ended} then, goes on to step {step} now")
         then, known = curve[self.evaluations]
@@ -291,8 +300,11 @@ def _compare(record: Record, space: StudySpace, comparing: _Comparing, execute: 
         return None if contradiction == record.reason else f"{_ending(record.state, record.reason)} then, {now} now"
     plan.next()
     attempt = Attempt(execute, trial, trial.folder(scratch))
+    deadline = time.monotonic() + (space.budget.trial_seconds or math.inf) if record.was_overdue else math.inf
     try:
-        while not isinstance(news := attempt.next(), End):
+        while not isinstance(news := _next(attempt, deadline), End):
+            if news is None:  # again it takes longer
+                return None
             if plan.report(trial, news.step, news.metrics, news.seconds):
                 break
         if isinstance(news, End) and news.failure is not None:
@@ -302,8 +314,22 @@ def _compare(record: Record, space: StudySpace, comparing: _Comparing, execute: 
     except _DifferentError as difference:
         return str(difference)
     finally:
-        attempt.close()
+        if time.monotonic() < deadline:  # else it may be in a step
+            attempt.close()
     return None
+
+
+def _next(attempt: Attempt, deadline: float) -> Evaluation | End | None:
+    """Return what comes next of a trial; None where that is not there by a deadline on the monotonic clock."""
+    if deadline == math.inf:
+        return attempt.next()
+    found: SimpleQueue[Evaluation | End] = SimpleQueue()
+    # The step may never return: it ends with the process.
+    threading.Thread(target=lambda: found.put(attempt.next()), daemon=True).start()
+    try:
+        return found.get(timeout=max(0.0, deadline - time.monotonic()))
+    except Empty:
+        return None
 
 
 def _contradiction(trial: Trial, space: StudySpace) -> str | None:

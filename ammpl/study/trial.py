@@ -23,6 +23,9 @@ class State(StrEnum):
 INTERRUPTED = "interrupted"
 """The reason of trials that are LOST because the study was ended before its time; when it goes on, so do they."""
 
+OVERDUE = "(budget.trial_time)"
+"""How the reason of a trial ends that took longer than its study allows."""
+
 Phase = Literal["search", "confirm", "ablation", "test"]
 
 FIRST_PHASES = ("search", "ablation")

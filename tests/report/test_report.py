@@ -130,11 +130,15 @@ def test_several_studies_together(masks: Path, search: Path, tmp_path: Path) -> 
 def reopened(folder: Path) -> Path:
     """Add to a study's log what an extended study's would have: more search after its tests, then tests again."""
     lines = (folder / FILE).read_text().splitlines()
+
+    def another(line: str) -> str:
+        return re.sub(r'"candidate":"\d+"', '"candidate":"900"', line.replace('"test-', '"test-again-'))
+
     told = [
         line for line in lines if json.loads(line).get("phase") == "test" or "test-" in json.loads(line).get("key", "")
     ]
     begun = next(line for line in lines if json.loads(line).get("phase") == "search")
-    again = [begun.replace("search-0000", "search-0900"), *(line.replace('"test-', '"test-again-') for line in told)]
+    again = [begun.replace("search-0000", "search-0900"), *(another(line) for line in told)]
     (folder / FILE).write_text("\n".join([*lines[:-1], *again, lines[-1]]) + "\n")
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ammpl.study.plan import Plan
 from ammpl.study.samplers import SAMPLERS as NAMES
 from ammpl.study.space import SearchSpace
 from ammpl.study.summary import summarize
+from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import DEPTH, SAMPLERS, TEMPERATURE, WIDTH, Recorder, execute, run_inline, small_space
 
@@ -121,6 +123,25 @@ def test_what_was_confirmed_and_tested_is_not_run_again(tmp_path: Path) -> None:
     assert summary.test_openings == 2
     assert "the test split was opened 2 times" in summary.notes[0]
     assert plan.totals["confirm"] is not None and plan.totals["confirm"] >= sum(summary.counts["confirm"].values())
+
+
+@pytest.mark.parametrize(("first", "trials", "looks"), [(12, 13, 1), (6, 12, 2)])
+def test_a_look_that_an_extension_comes_between_is_one_if_the_winner_stays(
+    tmp_path: Path, first: int, trials: int, looks: int
+) -> None:
+    def cut(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        if trial.phase == "test" and plan.outcomes("test", trial.candidate):  # the second of its repeats
+            raise KeyboardInterrupt
+        yield from execute(trial, folder)
+
+    plan = Plan(_space(first), "small", tmp_path, Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        run_inline(plan, tmp_path, cut)
+    winner = plan.winner
+    assert plan.test_openings == 1
+    plan.extend(_space(trials))
+    run_inline(plan, tmp_path)
+    assert plan.test_openings == len({winner, plan.winner}) == looks
 
 
 def test_the_winner_of_before_needs_no_further_look(tmp_path: Path) -> None:

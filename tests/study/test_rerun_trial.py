@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,13 +241,31 @@ def test_what_has_no_end_to_compare_with_is_refused(tmp_path: Path, capsys: pyte
     (study / FILE).write_text("".join(json.dumps(lost) + "\n" if line == ended[0] else line for line in lines))
     with pytest.raises(UserError, match=r"search-0000: was lost \(its worker process died 3 times\)"):
         _again(study, "0")
-    slow = {**lost, "state": "FAILED", "reason": "did not end within its time of 10 min (budget.trial_time)"}
-    (study / FILE).write_text("".join(json.dumps(slow) + "\n" if line == ended[0] else line for line in lines))
-    with pytest.raises(UserError, match=r"search-0000: did not end within its time .*: how long a trial takes is no"):
-        _again(study, "0")
     (study / FILE).write_text("".join(lines).replace('"training":{', '"training":{"later":1,'))
     with pytest.raises(UserError, match="has a configuration that this version of the program reads otherwise"):
         _again(study, "0")
+
+
+def test_a_trial_that_took_too_long_matches_if_it_does_again(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    never = threading.Event()
+
+    def hangs(trial: Trial, folder: Path) -> Curve:
+        for step, metrics in execute(trial, folder):
+            if step == 30:
+                never.wait()
+            yield step, metrics
+
+    _study(study, small_space(seed=3, confirm=None, budget={"trials": 1, "trial_time": "1s"}))
+    lines = list(map(json.loads, (study / FILE).read_text().splitlines()))
+    reason = "did not end within its time of 1 s (budget.trial_time)"
+    then = [line for line in lines if line.get("step", 0) <= 20]  # two evaluations, and then
+    then.append({**next(line for line in lines if line["event"] == "finished"), "state": "FAILED", "reason": reason})
+    (study / FILE).write_text("".join(json.dumps(line) + "\n" for line in then))
+    verdict = _again(study, "0", hangs)
+    assert verdict.difference is None and verdict.compared == (2, 6)
+    assert verdict.lines()[-1].endswith(f"FAILED at step 20 ({reason}); 2 evaluations, 6 values, to the last bit")
+    assert _again(study, "0", execute).difference == f"FAILED ({reason}) then, COMPLETE now"
 
 
 def _keys(study: Path) -> list[str]:
