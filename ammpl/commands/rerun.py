@@ -49,7 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun``."""
     from ammpl.study.rerun import compare, finished_versions, only
 
-    space, *later = (only(version, arguments.only, arguments.study) for version in finished_versions(arguments.study))
+    versions = finished_versions(arguments.study)
+    if arguments.only:  # the last version of an ablation has the trials of all
+        versions = [only(versions[-1], arguments.only, arguments.study)]
+    space, *later = versions
     options = options_of(f"study {space.name}", arguments)
 
     from ammpl.study.study import extend_study, run_study

@@ -142,12 +142,33 @@ def test_a_part_of_an_ablation_again(tmp_path: Path) -> None:
     assert [row.texts for row in compare(whole, tmp_path / "b").rows].count(("only in the old study",)) == 2
 
 
+def test_failed_trials_alone_again(tmp_path: Path) -> None:
+    def some_fail(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+        if trial.key in ("ablation-random-r2", "ablation-none-r1"):
+            raise RuntimeError("no luck")
+        yield from execute(trial, folder)
+
+    whole = make(tmp_path / "a", ablation(repeats=[1, 2]), some_fail)
+    space = only(finished_versions(whole)[0], ["state=Failed,lost"], whole)
+    assert [space.trial_name(cell) for cell in space.cells()] == ["none-r1", "random-r2"]
+    found = compare(whole, make(tmp_path / "b", space), part=True)
+    assert [(row.key, row.texts[0]) for row in found.rows] == [
+        ("ablation-none-r1", "state: FAILED, now COMPLETE"),
+        ("ablation-random-r2", "state: FAILED, now COMPLETE"),
+    ]
+    with pytest.raises(UserError, match=f"--only: no trial of {whole} has ended so, got 'state=lost'"):
+        only(space, ["state=lost"], whole)
+    with pytest.raises(UserError, match="no such state of an ablation's trials, got 'pruned'"):
+        only(space, ["state=pruned"], whole)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("variant=nune", "--only: no such variant, got 'nune'. Fix: did you mean 'none'?"),
-        ("variant=", "--only: must be variant=NAME, got 'variant='. Fix: --only variant=learned"),
-        ("repeat=1", "--only: must be variant=NAME, got 'repeat=1'"),
+        ("variant=", "--only: must be variant=NAME or state=failed, got 'variant='. Fix: --only variant=learned"),
+        ("repeat=1", "--only: must be variant=NAME or state=failed, got 'repeat=1'"),
+        ("state=failed", "--only: must be variant=NAME or state=failed, got 'state=failed'"),  # of no study
     ],
 )
 def test_a_part_that_there_is_not(text: str, message: str) -> None:
