@@ -57,6 +57,16 @@ class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
         return _PlanSearcher, (None,)
 
 
+class _Silence(tune.ProgressReporter):  # type: ignore[misc]  # untyped in Ray
+    """Shows nothing: in a notebook Tune would, whatever its verbosity."""
+
+    def should_report(self, trials: Any, done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: Any, done: bool, *sys_info: str) -> None:
+        """Nothing: the study has its own view."""
+
+
 class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
     """Stops a trial when the plan says so. Ray asks it before the searcher, and not on the last result."""
 
@@ -177,6 +187,7 @@ def run_plan(
                 storage_path=scratch,
                 name="study",
                 verbose=0,
+                progress_reporter=_Silence(),
                 stop=_StopOnRequest(bridge.stopping),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),

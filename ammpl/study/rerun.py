@@ -154,24 +154,29 @@ def finished_versions(folder: Path) -> list[StudySpace]:
     return spaces
 
 
-def only(space: StudySpace, texts: Sequence[str]) -> StudySpace:
-    """Return an ablation of some variants only, as ``variant=NAME`` or ``variant=NAME,NAME`` says.
+def variants(texts: Sequence[str]) -> list[str]:
+    """Return the variants that ``variant=NAME`` or ``variant=NAME,NAME`` ask for. Raises UserError for other texts."""
+    names: list[str] = []
+    for text in texts:
+        kind, _, listed = text.partition("=")
+        if kind.strip() != "variant" or not listed.strip():
+            raise UserError("--only", "must be variant=NAME", got=text, fix="--only variant=learned")
+        names += [name.strip() for name in listed.split(",")]
+    return names
+
+
+def only(space: StudySpace, names: Sequence[str]) -> StudySpace:
+    """Return an ablation of some variants only, of all if none is named.
 
     Raises:
         UserError: another kind of study, or no such variant.
     """
-    if not texts:
+    if not names:
         return space
     if not isinstance(space, AblationSpace):
         raise UserError(
             "--only", "chooses variants, which a search has not", fix="rerun-trial runs one trial of it again"
         )
-    names: list[str] = []
-    for text in texts:
-        kind, _, listed = text.partition("=")
-        if kind.strip() != "variant" or not listed.strip():
-            raise UserError("--only", "must be variant=NAME", got=text, fix=f"--only variant={space.reference}")
-        names += [name.strip() for name in listed.split(",")]
     for name in names:
         if name not in space.variants:
             raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))

@@ -16,7 +16,7 @@ from ammpl.study.budget import Budget
 from ammpl.study.observers import Observers
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
-from ammpl.study.rerun import Comparison, compare, finished_versions, only
+from ammpl.study.rerun import Comparison, compare, finished_versions, only, variants
 from ammpl.study.space_file import StudySpace, read_space
 from ammpl.study.study import Options
 from ammpl.study.summary import Summary
@@ -134,7 +134,7 @@ def test_a_single_trial_is_never_within_noise(tmp_path: Path) -> None:
 
 def test_a_part_of_an_ablation_again(tmp_path: Path) -> None:
     whole = make(tmp_path / "a", ablation(repeats=[1, 2]))
-    space = only(finished_versions(whole)[0], ["variant=random,none"])
+    space = only(finished_versions(whole)[0], variants(["variant=random,none"]))
     found = compare(whole, make(tmp_path / "b", space), part=True)
     assert found.identical
     assert [cell.name for cell in found.cells] == ["ablation-none", "ablation-random"]
@@ -152,10 +152,10 @@ def test_a_part_of_an_ablation_again(tmp_path: Path) -> None:
 )
 def test_a_part_that_there_is_not(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        only(ablation(), [text])
+        only(ablation(), variants([text]))
     assert message in str(error.value)
     with pytest.raises(UserError, match="chooses variants, which a search has not"):
-        only(small_space(), ["variant=none"])
+        only(small_space(), ["none"])
 
 
 def test_the_smallest_difference_counts(tmp_path: Path) -> None:
