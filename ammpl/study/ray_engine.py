@@ -24,6 +24,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
+from ammpl.study.carried import marked
 from ammpl.study.ray_bridge import Bridge
 from ammpl.study.ray_worker import Resources, worker_class
 from ammpl.study.trial import INTERRUPTED, Execute
@@ -168,13 +169,14 @@ def run_plan(
     Returns:
         Whether the plan ran to its end, rather than being interrupted or stopped.
     """
-    bridge = Bridge(start, resources, prepares=prepare is not None, asked_to_stop=asked_to_stop, notice=notice)
+    bridge = Bridge(start, resources, folder, prepare is not None, asked_to_stop=asked_to_stop, notice=notice)
     with (
+        marked(folder) as token,
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, prepare, folder, resources), _bundle(resources)),
+            tune.with_resources(worker_class(execute, prepare, folder, resources, token), _bundle(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge),
