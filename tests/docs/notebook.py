@@ -33,9 +33,9 @@ def run(page: Path, folder: Path) -> Any:
 
 
 def structure(notebook: Any) -> list[list[tuple[str, list[str]]]]:
-    """Return of each code cell what kinds of output it has, and in which forms."""
+    """Return of each code cell what it shows, and in which forms; what libraries print depends on the machine."""
     return [
-        [(output.output_type, sorted(output.get("data", {}))) for output in cell.outputs]
+        [(o.output_type, sorted(o.get("data", {}))) for o in cell.outputs if o.output_type != "stream"]
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
