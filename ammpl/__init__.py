@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ammpl import study as study  # what people call; nothing but the standard library is imported by it
+
 if TYPE_CHECKING:
     from ammpl.training.classifier import Classifier
 
@@ -15,8 +17,8 @@ def load(source: str | Path, tracking_uri: str | None = None) -> Classifier:
     """Return what a trial has learned as a classifier of pictures.
 
     Args:
-        source: a finished study's folder, for its confirmed winner; a trial's folder; a file of learnables; or the
-            identifier of a trial's run in MLflow.
+        source: a finished study's folder, or its run in MLflow by its identifier, for its confirmed winner; a trial's
+            folder or run; or a file of learnables.
         tracking_uri: of the MLflow store; None takes MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working directory.
 
     Raises:

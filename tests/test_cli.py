@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ammpl import cli
-from ammpl.commands import tune
 from ammpl.errors import UserError
+from ammpl.study.settings import study_space
 from ammpl.study.space import load_space
 from ammpl.study.summary import Cell, Row, Summary
 from ammpl.yaml_file import parse_yaml
@@ -306,10 +306,10 @@ def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys
 
 def test_the_default_space_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tune._default_space().is_file()
+    assert study_space(None, "call").name == "default"
     (tmp_path / "search_spaces").mkdir()
     (tmp_path / "search_spaces" / "default.yaml").write_text(SPACE)
-    assert tune._default_space() == Path("search_spaces/default.yaml")
+    assert study_space(None, "call").name == "small"
 
 
 def test_a_user_error_crosses_from_a_worker_with_its_text() -> None:

@@ -68,55 +68,55 @@ def test_published_settings_of_the_methods_with_tokens(method, data, expected):
     assert resolve("maple", {}).model.text.init == "a photo of a"
 
 
-@pytest.mark.parametrize(
-    ("method", "values", "message"),
-    [
-        ("amml", {}, "unknown method, got 'amml'. Fix: did you mean 'ammpl'"),
-        (
-            "ammpl",
-            {"model.mask.temprature": 1.0},
-            "model.mask.temprature: unknown name. Fix: did you mean 'model.mask.temp",
-        ),
-        ("ammpl", {"model.mask.kind": "lerned"}, "model.mask.kind: must be 'learned'.* Fix: did you mean 'learned'"),
-        ("ammpl", {"training.steps": "100"}, "training.steps: must be a valid integer, got '100'"),
-        ("ammpl", {"training.steps": True}, "training.steps: must be a valid integer, got True"),
-        ("ammpl", {"backbone.precision": "fp16"}, "backbone.precision: must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
-        ("ammpl", {"backbone.compile": "yes"}, "backbone.compile: must be a valid boolean, got 'yes'"),
-        ("ammpl", {"data.shots": 0}, "data.shots: must be greater than or equal to 1, got 0"),
-        (
-            "ammpl",
-            {"training.learning_rate": float("nan")},
-            "learning_rate: must be a finite number, got nan",
-        ),
-        ("ammpl", {"training.steps": 5, "training.epochs": 5}, "training: give either 'steps' or 'epochs'"),
-        ("ammpl", {"training.schedule": "coop"}, "'schedule: coop' is stepped by the epoch"),
-        ("ammpl", {"model.text.context": "fixed"}, "adds to a learned text context"),
-        ("ammpl", {"model.text.init": "random"}, "'init: random' needs a 'length'"),
-        ("ammpl", {"model.tokens.kind": "visual"}, "needs mask.kind 'none' and interaction.direction 'none', got 'le"),
-        ("maple", {"model.text.context": "class"}, "'coupled' reads the context that all classes share"),
-        ("vpt", {"model.tokens.kind": "coupled"}, "'coupled' reads the context that all classes share"),
-        ("coop", {"model.tokens.kind": "visual"}, "'coop' is defined by model.tokens.kind = 'none', got 'visual'"),
-        ("ammpl", {"model.text.template": "no name"}, "must hold '{}' exactly once"),
-        (
-            "ammpl",
-            {"model.candidates": 8, "model.mask.scope": "task"},
-            "'candidates' spares .* got 'task' and 'learned'",
-        ),
-        ("coop", {"model.candidates": 8}, "'candidates' spares image passes"),
-        ("ammpl", {"model.text.context": "class", "data.task": "base_to_new"}, "no context for new classes"),
-        (
-            "coop",
-            {"model.mask.kind": "learned"},
-            "'coop' is defined by model.mask.kind = 'none', got 'learned'",
-        ),
-        ("zero_shot", {"training.steps": 5}, "method 'zero_shot' is defined by training.steps = 0"),
-        (
-            "ammpl",
-            {"model.text.context": "fixed", "model.interaction.direction": "none", "model.mask.kind": "none"},
-            "nothing is learned here",
-        ),
-    ],
-)
+MISTAKES = [
+    ("amml", {}, "unknown method, got 'amml'. Fix: did you mean 'ammpl'"),
+    (
+        "ammpl",
+        {"model.mask.temprature": 1.0},
+        "model.mask.temprature: unknown name. Fix: did you mean 'model.mask.temp",
+    ),
+    ("ammpl", {"model.mask.kind": "lerned"}, "model.mask.kind: must be 'learned'.* Fix: did you mean 'learned'"),
+    ("ammpl", {"training.steps": "100"}, "training.steps: must be a valid integer, got '100'"),
+    ("ammpl", {"training.steps": True}, "training.steps: must be a valid integer, got True"),
+    ("ammpl", {"backbone.precision": "fp16"}, "backbone.precision: must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
+    ("ammpl", {"backbone.compile": "yes"}, "backbone.compile: must be a valid boolean, got 'yes'"),
+    ("ammpl", {"data.shots": 0}, "data.shots: must be greater than or equal to 1, got 0"),
+    (
+        "ammpl",
+        {"training.learning_rate": float("nan")},
+        "learning_rate: must be a finite number, got nan",
+    ),
+    ("ammpl", {"training.steps": 5, "training.epochs": 5}, "training: give either 'steps' or 'epochs'"),
+    ("ammpl", {"training.schedule": "coop"}, "'schedule: coop' is stepped by the epoch"),
+    ("ammpl", {"model.text.context": "fixed"}, "adds to a learned text context"),
+    ("ammpl", {"model.text.init": "random"}, "'init: random' needs a 'length'"),
+    ("ammpl", {"model.tokens.kind": "visual"}, "needs mask.kind 'none' and interaction.direction 'none', got 'le"),
+    ("maple", {"model.text.context": "class"}, "'coupled' reads the context that all classes share"),
+    ("vpt", {"model.tokens.kind": "coupled"}, "'coupled' reads the context that all classes share"),
+    ("coop", {"model.tokens.kind": "visual"}, "'coop' is defined by model.tokens.kind = 'none', got 'visual'"),
+    ("ammpl", {"model.text.template": "no name"}, "must hold '{}' exactly once"),
+    (
+        "ammpl",
+        {"model.candidates": 8, "model.mask.scope": "task"},
+        "'candidates' spares .* got 'task' and 'learned'",
+    ),
+    ("coop", {"model.candidates": 8}, "'candidates' spares image passes"),
+    ("ammpl", {"model.text.context": "class", "data.task": "base_to_new"}, "no context for new classes"),
+    (
+        "coop",
+        {"model.mask.kind": "learned"},
+        "'coop' is defined by model.mask.kind = 'none', got 'learned'",
+    ),
+    ("zero_shot", {"training.steps": 5}, "method 'zero_shot' is defined by training.steps = 0"),
+    (
+        "ammpl",
+        {"model.text.context": "fixed", "model.interaction.direction": "none", "model.mask.kind": "none"},
+        "nothing is learned here",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "values", "message"), MISTAKES)
 def test_bad_values_are_refused_with_field_rule_and_value(method, values, message):
     with pytest.raises(UserError, match=message) as caught:
         resolve(method, values, "space.yaml: fixed")

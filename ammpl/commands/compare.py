@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.surroundings import add_help
 
@@ -31,10 +32,8 @@ exit codes: 0 said, 2 something to mend (no study, damaged log)"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py compare``."""
-    from ammpl.report.compare import compare_studies
-
     console = Console()
-    for table in compare_studies(arguments.first, arguments.second):
+    for table in ammpl.study.open(arguments.first).compare(arguments.second):
         console.print(table.terminal())
     return EXIT_SUCCESS
 

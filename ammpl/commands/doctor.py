@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ammpl.commands.command import EXIT_NOT_READY, EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help, add_home, home_of
+from ammpl.commands.surroundings import add_help, add_home
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +37,12 @@ exit codes: 0 ready (notes may be there), 1 studies cannot run yet"""
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py doctor``."""
     from ammpl.study.doctor import Surroundings, examine
+    from ammpl.study.settings import home_of
 
     backbone = (arguments.backbone, arguments.pretrained) if arguments.backbone else None
     ready = True
-    for finding in examine(Surroundings(home_of(arguments), arguments.tracking_uri, arguments.ray_address, backbone)):
+    home = home_of(arguments.data_root, arguments.store)
+    for finding in examine(Surroundings(home, arguments.tracking_uri, arguments.ray_address, backbone)):
         ready = ready and not (finding.fix and finding.serious)
         print(f"{finding.mark:5}{finding.name}: {finding.text}", flush=True)
         if finding.fix:

@@ -7,11 +7,13 @@ import sys
 from rich.console import Console
 
 from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_SUCCESS, EXIT_USER_ERROR
+from ammpl.study import Study
 from ammpl.study.summary import StudySummary
 
 
-def show(summary: StudySummary, console: Console) -> None:
-    """Print the end of a study: its tables, its folder, the command that opens MLflow's UI."""
+def show(study: Study, console: Console) -> None:
+    """Print the end of a study: its tables, its folder, its report, the command that opens MLflow's UI."""
+    summary = _summary(study)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -31,16 +33,24 @@ def show(summary: StudySummary, console: Console) -> None:
     for problem in summary.problems:
         say(f"warning: {problem}")
     say(f"study folder: {summary.folder}")
+    for text in study.said:
+        say(text)
     if summary.ui_command:
         say(f"MLflow: {summary.ui_command}")
     for error in summary.errors:
         print(f"error: {error}", file=sys.stderr)
 
 
-def exit_code(summary: StudySummary) -> int:
+def exit_code(study: Study) -> int:
     """Return what the process ends with after a study."""
+    summary = _summary(study)
     if summary.errors:
         return EXIT_USER_ERROR
     if summary.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_SUCCESS if summary.has_result and summary.stopped is None else EXIT_NO_RESULT
+
+
+def _summary(study: Study) -> StudySummary:
+    assert study.summary is not None, "it was run"
+    return study.summary

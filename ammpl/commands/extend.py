@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+import ammpl
 from ammpl.commands.command import Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, options_of
+from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 from ammpl.errors import UserError
 from ammpl.study.budget import duration_seconds
 from ammpl.study.space_file import read_space
@@ -49,39 +50,27 @@ exit codes: as of tune.py"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py extend``."""
-    from ammpl.study.extension import Extension
-    from ammpl.study.replay import check_study
-
-    check_study(arguments.study)
-    more = Extension(
-        trials=int(_more("--trials", arguments.trials, int, "--trials +50")),
-        seconds=_more("--time-budget", arguments.time_budget, duration_seconds, "--time-budget +1h30m"),
-        repeats=int(_more("--repeats", arguments.repeats, int, "--repeats +5")),
-        space=None if arguments.space is None else read_space(arguments.space),
-    )
-    if not (more.trials or more.seconds or more.repeats):
-        fix = "give --trials +50, --time-budget +1h or --repeats +5"
-        raise UserError("extend", "needs to know by how much", fix=fix)
-    options = options_of(f"extending {arguments.study}", arguments)
-
-    from ammpl.study.study import extend_study
-
-    summary = extend_study(arguments.study, more, options)
-    show(summary, Console())
-    return exit_code(summary)
+    study = ammpl.study.open(arguments.study)
+    trials = _more("--trials", arguments.trials, int, "--trials +50")
+    time = _more("--time-budget", arguments.time_budget, duration_seconds, "--time-budget +1h30m")
+    repeats = _more("--repeats", arguments.repeats, int, "--repeats +5")
+    space = None if arguments.space is None else read_space(arguments.space)
+    study = study.extend(int(trials or 0), time, int(repeats or 0), space, **surroundings_of(arguments))
+    show(study, Console())
+    return exit_code(study)
 
 
-def _more(flag: str, text: str | None, read: Callable[[str], float], fix: str) -> float:
-    """Return what a flag adds, 0 if it is not given: ``+50``, never ``50``, which could mean in all."""
+def _more(flag: str, text: str | None, read: Callable[[str], float], fix: str) -> str | None:
+    """Return what a flag adds, None if it is not given: ``+50``, never ``50``, which could mean in all."""
     if text is None:
-        return 0
+        return None
     try:
         value = read(text[1:])
     except ValueError:
         value = 0
     if not (text.startswith("+") and text[1:2].isdigit() and value > 0):
         raise UserError(flag, "must say how much more, with a plus", got=text, fix=fix)
-    return value
+    return text[1:]
 
 
 COMMAND = Command("when it is over", describe, run)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help, add_home, dataset_of, home_of
-from ammpl.config import resolve
-from ammpl.data.catalog import DESCRIPTIONS
-from ammpl.data.home import EMBEDDED
+from ammpl.commands.surroundings import add_help, add_home
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +36,16 @@ exit codes: 0 all prepared, 2 something to mend (name, file, flag, disk)"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py prepare``."""
-    from ammpl.study.preparation import download_data, prepare_data
-
-    home = home_of(arguments)
-    backbone = {"backbone.name": arguments.backbone or "ViT-B-16", "backbone.pretrained": arguments.pretrained}
-    if arguments.backbone is None and arguments.pretrained is None:
-        backbone["backbone.pretrained"] = "openai"
-    for dataset in arguments.datasets:
-        name = dataset_of(dataset)
-        if arguments.download and name in DESCRIPTIONS:
-            download_data(name, home)
-        values = {"data.name": name, "data.skip_broken": arguments.skip_broken, **backbone}
-        prepare_data([resolve("zero_shot", values, "command line")], home)
-        print(f"{dataset}: " + ("embedded, nothing to prepare" if name in EMBEDDED else f"prepared in {home.store}"))
+    ammpl.study.prepare(
+        *arguments.datasets,
+        backbone=arguments.backbone,
+        pretrained=arguments.pretrained,
+        skip_broken=arguments.skip_broken,
+        download=arguments.download,
+        data_root=arguments.data_root,
+        store=arguments.store,
+        done=print,
+    )
     return EXIT_SUCCESS
 
 

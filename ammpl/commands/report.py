@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.surroundings import add_help
 
@@ -36,13 +37,11 @@ exit codes: 0 written, 2 something to mend (no study, disk)"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py report``."""
-    from ammpl.report.report import PAGE, write_report
-    from ammpl.report.tracking import log_report
-
-    folder = write_report(arguments.studies, arguments.output)
-    print(f"report: {folder / PAGE}; its tables and figures are beside it")
+    first, *others = arguments.studies
+    report = ammpl.study.open(first).report(*others, output=arguments.output, tracking=not arguments.no_tracking)
+    print(f"report: {report.page}; its tables and figures are beside it")
     if not arguments.no_tracking:
-        print(log_report(arguments.studies[0], folder))
+        print(report.logged)
     return EXIT_SUCCESS
 
 

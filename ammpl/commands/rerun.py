@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+import ammpl
 from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, options_of
+from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -47,26 +48,16 @@ flag, disk), 130 interrupted"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun``."""
-    from ammpl.study.rerun import compare, finished_versions, only
+    from ammpl.study.rerun import chosen
 
-    versions = finished_versions(arguments.study)
-    if arguments.only:  # the last version of an ablation has the trials of all
-        versions = [only(versions[-1], arguments.only, arguments.study)]
-    space, *later = versions
-    options = options_of(f"study {space.name}", arguments)
-
-    from ammpl.study.study import extend_study, run_study
-
-    summary = run_study(space, options)
-    for version in later:
-        if summary.interrupted or summary.errors:
-            break
-        summary = extend_study(summary.folder, version, options)
+    again = ammpl.study.Study(arguments.study).rerun(
+        chosen(arguments.only, arguments.study), **surroundings_of(arguments)
+    )
+    study, comparison = again
     console = Console()
-    show(summary, console)
-    if summary.interrupted or summary.errors:
-        return exit_code(summary)
-    comparison = compare(arguments.study, summary.folder, part=bool(arguments.only))
+    show(study, console)
+    if comparison is None:
+        return exit_code(study)
     console.print(comparison.table())
     console.print(comparison.cell_table())
     console.print(comparison.verdict, markup=False, highlight=False, soft_wrap=True)

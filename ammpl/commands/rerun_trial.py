@@ -6,8 +6,9 @@ import argparse
 import functools
 from pathlib import Path
 
+import ammpl
 from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help, add_home, home_of
+from ammpl.commands.surroundings import add_help, add_home
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +40,9 @@ interrupted"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun-trial``."""
-    from ammpl.study.rerun_trial import rerun_trial
-
     say = functools.partial(print, flush=True) if not arguments.quiet else lambda text: None
-    verdict = rerun_trial(arguments.study, arguments.trial, home_of(arguments), say)
+    study = ammpl.study.Study(arguments.study)
+    verdict = study.rerun_trial(arguments.trial, arguments.data_root, arguments.store, say)
     print("\n".join(verdict.lines()))
     return EXIT_SUCCESS if verdict.difference is None else EXIT_DIFFERENT
 

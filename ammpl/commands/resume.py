@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+import ammpl
 from ammpl.commands.command import EXIT_NO_RESULT, EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, options_of
+from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -37,27 +38,23 @@ exit codes: 0 done, or had ended before, 1 no result, or MLflow is still away,
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py resume``."""
     from ammpl.study.event_log import FILE, read_history
-    from ammpl.study.replay import check_study
 
-    study = arguments.study
-    check_study(study)
-    has_ended = read_history(study / FILE).has_ended
-    options = options_of(None if has_ended else f"resuming {study}", arguments)
-
-    from ammpl.study.study import resume_study
-
-    summary = resume_study(study, options)
-    if summary is None:
-        print(f"{study}: the study has ended, there is nothing to resume")
-        print(f"to add to it: python tune.py extend {study} --trials +50")
+    folder = arguments.study
+    study = ammpl.study.open(folder)
+    has_ended = read_history(folder / FILE).has_ended
+    study = study.resume(**surroundings_of(arguments))
+    if study.summary is None:
+        print(f"{folder}: the study has ended, there is nothing to resume")
+        print(f"to add to it: python tune.py extend {folder} --trials +50")
         return EXIT_SUCCESS
     if has_ended:
-        for problem in summary.problems:
+        problems = study.summary.problems
+        for problem in problems:
             print(f"warning: {problem}")
-        print(f"{study}: the study has ended" + ("" if summary.problems else ", and what was missing is delivered"))
-        return EXIT_NO_RESULT if summary.problems else EXIT_SUCCESS
-    show(summary, Console())
-    return exit_code(summary)
+        print(f"{folder}: the study has ended" + ("" if problems else ", and what was missing is delivered"))
+        return EXIT_NO_RESULT if problems else EXIT_SUCCESS
+    show(study, Console())
+    return exit_code(study)
 
 
 COMMAND = Command("when it is over", describe, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.surroundings import add_help
 
@@ -31,9 +32,7 @@ study's own is 130"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py stop``."""
-    from ammpl.study.stop import stop
-
-    print(stop(arguments.study))
+    print(ammpl.study.Study(arguments.study).stop())
     return EXIT_SUCCESS
 
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ammpl.data.catalog import DESCRIPTIONS
-from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
-from ammpl.errors import UserError
-
-if TYPE_CHECKING:
-    from ammpl.study.study import Options
+from ammpl.study.settings import Surroundings
 
 
 def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
@@ -34,15 +28,17 @@ def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
     results.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow's, e.g. http://10.0.0.1:5000 (default: "
+        help="MLflow's (default: "
         + ("" if new else "where the study began, else ")
-        + "MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+        + "MLFLOW_TRACKING_URI or ./mlflow.db)",
     )
     results.add_argument(
         "--optuna-storage",
         metavar="URL",
         help="e.g. postgresql://me@host/db (default: " + ("in the folder)" if new else "where the study began)"),
     )
+    results.add_argument("--no-report", action="store_true", help="write no report at the end (default: write it)")
+    results.add_argument("--notify", metavar="URL", help="is told of the end by POST, e.g. https://10.0.0.1/hook")
     results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
 
 
@@ -64,42 +60,18 @@ def _gpus(text: str) -> float | str:
     return "auto" if text == "auto" else float(text)
 
 
-def check_machine(arguments: argparse.Namespace) -> None:
-    """Raise UserError for a flag of the machine that is out of range."""
-    for flag, value in (("--concurrency", arguments.concurrency), ("--gpus-per-trial", arguments.gpus_per_trial)):
-        least = 1 if flag == "--concurrency" else 0
-        if value not in (None, "auto") and not value >= least:
-            raise UserError(flag, f"must be at least {least}", got=value)
-
-
-def options_of(what: str | None, arguments: argparse.Namespace) -> Options:
-    """Return the surroundings that the flags ask for; raises UserError for a value out of range."""
-    check_machine(arguments)
-    if what and not arguments.quiet:
-        print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
-
-    from ammpl.study.study import Options
-
-    return Options(
-        output=getattr(arguments, "output", None),
-        concurrency=arguments.concurrency,
-        gpus_per_trial=arguments.gpus_per_trial,
-        ray_address=arguments.ray_address,
-        tracking_uri=arguments.tracking_uri,
-        optuna_storage=arguments.optuna_storage,
-        quiet=arguments.quiet,
-        home=home_of(arguments),
-    )
-
-
-def home_of(arguments: argparse.Namespace) -> DataHome:
-    """Return where data lie, by the flags and else by the environment."""
-    given = {"root": arguments.data_root, "store": arguments.store}
-    return DataHome(**{name: expanded(path) for name, path in given.items() if path is not None})
-
-
-def dataset_of(name: str | None) -> str | None:
-    """Return a data set's name, or its folder in full: a study may be run again from elsewhere."""
-    if name is None or name in (*EMBEDDED, *DESCRIPTIONS):
-        return name
-    return str(Path(name).absolute()) if is_path(name) else name
+def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
+    """Return the surroundings that the flags ask for."""
+    return {
+        "output": getattr(arguments, "output", None),
+        "concurrency": arguments.concurrency,
+        "gpus_per_trial": arguments.gpus_per_trial,
+        "ray_address": arguments.ray_address,
+        "tracking_uri": arguments.tracking_uri,
+        "optuna_storage": arguments.optuna_storage,
+        "data_root": arguments.data_root,
+        "store": arguments.store,
+        "report": not arguments.no_report,
+        "notify": arguments.notify,
+        "quiet": arguments.quiet,
+    }

@@ -12,13 +12,11 @@ from rich.console import Console
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, check_machine, dataset_of, home_of, options_of
+from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 from ammpl.errors import UserError
-from ammpl.study.budget import duration_seconds
-from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.settings import Settings, check_machine, home_of, study_space
+from ammpl.study.space_file import StudySpace
 from ammpl.yaml_file import dump_yaml, parse_yaml
-
-DEFAULT_SPACE = Path("search_spaces") / "default.yaml"
 
 
 def describe(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
@@ -43,7 +41,11 @@ examples:
 exit codes: 0 done, 1 no result (no trial completed, or they all fail), 2
 something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
-        "space", nargs="?", type=Path, metavar="SPACE.yaml", help=f"search or ablation (default: {DEFAULT_SPACE})"
+        "space",
+        nargs="?",
+        type=Path,
+        metavar="SPACE.yaml",
+        help="search or ablation (default: default.yaml, saved)",
     )
 
     start = parser.add_argument_group("where it starts")
@@ -53,7 +55,7 @@ something to mend (file, flag, disk), 130 interrupted"""
     start.add_argument(
         "--best",
         action="store_true",
-        help="with its winner's values where nothing else is said (default: no)",
+        help="with its winner's values: fixed, or first (default: no)",
     )
 
     study = parser.add_argument_group("what is studied (default: what the space file says)")
@@ -89,59 +91,36 @@ something to mend (file, flag, disk), 130 interrupted"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py`` on a space file."""
-    space = _space(arguments)
-    return _dry_run(space, arguments) if arguments.dry_run else _run(space, arguments)
+    if (arguments.origin is None) is arguments.best:
+        raise UserError("--from", "and --best belong together", fix="--from STUDY --best")
+    space = study_space(arguments.space, "command line", **_settings(arguments))
+    if arguments.dry_run:
+        return _dry_run(space, arguments)
+    study = ammpl.study.run(space, **surroundings_of(arguments))
+    show(study, Console())
+    return exit_code(study)
 
 
-def _space(arguments: argparse.Namespace) -> StudySpace:
-    flags = {
-        "data.name": dataset_of(arguments.dataset),
-        "data.skip_broken": arguments.skip_broken or None,
-        "data.shots": arguments.shots,
-        "backbone.name": arguments.backbone,
-        "backbone.pretrained": arguments.pretrained,
-    }
-    fixed: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+def _settings(arguments: argparse.Namespace) -> Settings:
+    assignments: dict[str, Any] = {}
     for text in arguments.assignments:
         name, value = _assignment(text)
-        if name in fixed:
+        if name in assignments:
             raise UserError(f"--set {name}", "is given twice on the command line")
-        fixed[name] = value
-    space = _begin(arguments, fixed)
-    if arguments.seed is not None:
-        if not 0 <= arguments.seed < 2**32:
-            raise UserError("--seed", "must be from 0 to 4294967295", got=arguments.seed)
-        space = space.model_copy(update={"seed": arguments.seed})
-    if arguments.trials is not None and arguments.trials < 1:
-        raise UserError("--trials", "must be at least 1", got=arguments.trials)
-    for flag, text in (("--time-budget", arguments.time_budget), ("--trial-time", arguments.trial_time)):
-        try:
-            text is None or duration_seconds(text)
-        except ValueError as error:
-            raise UserError(flag, str(error), got=text, fix=f"{flag} 10m") from None
-    limits = {"trials": arguments.trials, "time": arguments.time_budget, "trial_time": arguments.trial_time}
-    budget = {name: limit for name, limit in limits.items() if limit is not None}
-    space = space.model_copy(update={"budget": space.budget.model_copy(update=budget)})
-    return space.with_fixed(fixed, "command line") if fixed else space
-
-
-def _begin(arguments: argparse.Namespace, fixed: Mapping[str, Any]) -> StudySpace:
-    """Return the space before the command line changes it: a file's, or one that starts from another study."""
-    if arguments.origin is None and not arguments.best:
-        return read_space(arguments.space or _default_space())
-    if arguments.origin is None or not arguments.best:
-        raise UserError("--from", "and --best belong together", fix="--from STUDY --best")
-
-    from ammpl.study.start import from_best
-
-    space = read_space(arguments.space) if arguments.space else None
-    return from_best(arguments.origin, space, fixed)
-
-
-def _default_space() -> Path:
-    """Return the default space file: below the working directory, else beside the package's sources."""
-    beside = Path(ammpl.__file__).resolve().parents[1] / DEFAULT_SPACE
-    return DEFAULT_SPACE if DEFAULT_SPACE.is_file() or not beside.is_file() else beside
+        assignments[name] = value
+    return {
+        "trials": arguments.trials,
+        "time_budget": arguments.time_budget,
+        "trial_time": arguments.trial_time,
+        "dataset": arguments.dataset,
+        "shots": arguments.shots,
+        "backbone": arguments.backbone,
+        "pretrained": arguments.pretrained,
+        "skip_broken": arguments.skip_broken,
+        "seed": arguments.seed,
+        "set": assignments,
+        "from_best": arguments.origin,
+    }
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -160,21 +139,11 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.work import configurations
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
-    check_machine(arguments)
+    check_machine(arguments.concurrency, arguments.gpus_per_trial)
     check_output(arguments.output)
-    configs, home = configurations(space), home_of(arguments)
+    configs, home = configurations(space), home_of(arguments.data_root, arguments.store)
     prepare_data(configs, home, arguments.quiet)
     for config in configs:
         preflight(config, home)
     print(dump_yaml(space.resolved()), end="")
     return EXIT_SUCCESS
-
-
-def _run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    options = options_of(f"study {space.name}", arguments)
-
-    from ammpl.study.study import run_study  # imports Ray, whose seconds a mistake need not wait for
-
-    summary = run_study(space, options)
-    show(summary, Console())
-    return exit_code(summary)

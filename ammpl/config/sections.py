@@ -102,7 +102,7 @@ class TextConfig(Section):
     context: Literal["shared", "class", "fixed"] = "shared"
     init: str = Field("a photo of a", min_length=1)
     length: int | None = Field(None, ge=1, le=64)
-    template: str | None = None
+    template: str | None = Field(None, json_schema_extra={"pattern": r"^(?!.*\{\}.*\{\}).*\{\}"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

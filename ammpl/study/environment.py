@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ammpl.config import METHODS
+from ammpl.study.notify import shown
 from ammpl.study.tracking import without_password
 
 PACKAGES = (
@@ -41,7 +42,7 @@ def describe_environment(ray_resources: Mapping[str, float], command: list[str])
         command: the command line; passwords in its URIs are left out.
     """
     return {
-        "command": [without_password(word) for word in command],
+        "command": _without_secrets(command),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -90,6 +91,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, li
     had = then.get("trial", {}).get("gpus", len(then.get("gpus", ())))
     device = changed({"GPUs": then.get("gpus")}, ["GPUs"], {"GPUs": now.get("gpus")}) if had else []
     return {"machine": changed(then, ["platform", "processor", "cpus"], now), "versions": versions, "device": device}
+
+
+def _without_secrets(command: list[str]) -> list[str]:
+    """Return a command line that can be saved: without passwords, and without addresses that are keys."""
+    words = [without_password(word) for word in command]
+    for index, word in enumerate(words):
+        name, equals, url = word.partition("=")
+        if equals and name == "--notify":
+            words[index] = f"--notify={shown(url)}"
+        elif index and words[index - 1] == "--notify":
+            words[index] = shown(word)
+    return words
 
 
 def _version(package: str) -> str | None:

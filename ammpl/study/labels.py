@@ -37,12 +37,42 @@ def value_text(value: Scalar) -> str:
 
 def params_text(params: Mapping[str, Scalar]) -> str:
     """Return searched parameters on one line: ``temperature=0.31 depth=2 width=16``."""
-    short = short_names(params)
-    return " ".join(f"{short[name]}={value_text(value)}" for name, value in params.items())
+    return _text(params, short_names(params))
+
+
+SYMBOLS = {
+    "data.shots": "shots",
+    "model.interaction.strength": "strength",
+    "model.interaction.width": "r",
+    "model.mask.temperature": "tau",
+    "model.padding.depth": "J",
+    "model.text.length": "M",
+    "training.batch_size": "batch",
+    "training.learning_rate": "lr",
+    "training.mask_lr_multiplier": "mask_lr",
+    "training.weight_decay": "wd",
+}
+"""What the method (docs/method.md) and the field call a parameter in little space."""
+
+
+def symbol(name: str) -> str:
+    """Return what a parameter is called in names of runs: its symbol, else its last word."""
+    return SYMBOLS.get(name, name.rpartition(".")[2])
+
+
+def symbols_text(params: Mapping[str, Scalar]) -> str:
+    """Return searched parameters in little space: ``tau=0.31 J=2 r=16``."""
+    short = {name: symbol(name) for name in params}
+    return _text(params, short if len(set(short.values())) == len(short) else short_names(params))
+
+
+def _text(params: Mapping[str, Scalar], names: Mapping[str, str]) -> str:
+    return " ".join(f"{names[name]}={value_text(value)}" for name, value in params.items())
 
 
 def run_name(trial: Trial) -> str:
-    """Return a trial's name in a list of runs: ``0007 temperature=0.31 depth=2``, or its key outside the search."""
+    """Return a trial's name in a list of runs: ``007 tau=0.31 J=2``, or its key outside the search."""
     if trial.phase != "search":
         return trial.key
-    return f"{trial.key.removeprefix('search-')} {params_text(trial.params)}".rstrip()
+    repeat = f" r{trial.repeat}" if "-r" in trial.key else ""
+    return f"{trial.number:03d}{repeat} {symbols_text(trial.params)}".rstrip()

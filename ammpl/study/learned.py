@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ammpl.errors import UserError
+from ammpl.study.mlflow_model import WINNER
 from ammpl.study.mlflow_process import DEFAULT_URI
 
 FILE = "learnables.safetensors"
@@ -19,7 +20,7 @@ def learnables_of(source: str | Path, tracking_uri: str | None = None) -> Path:
 
     Args:
         source: a file of learnables; a trial's folder; a finished study's folder, for its confirmed winner, trained
-            on the first of the confirmation's repeats; or a trial's run in MLflow, by its identifier.
+            on the first of the confirmation's repeats; or the run of a trial or a study in MLflow, by its identifier.
         tracking_uri: of the MLflow store; None takes MLFLOW_TRACKING_URI, else ``mlflow.db`` in the working directory.
 
     Raises:
@@ -65,8 +66,10 @@ def _downloaded(run_id: str, tracking_uri: str | None) -> Path:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=FILE, tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"run {run_id}", f"has no {FILE} that can be fetched ({reason})") from None
+    reasons = []
+    for path in (FILE, f"{WINNER}/{FILE}"):  # a trial's, a study's
+        try:
+            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=uri))
+        except (MlflowException, OSError) as error:
+            reasons.append(" ".join(str(error).split()))
+    raise UserError(f"run {run_id}", f"has no {FILE} that can be fetched ({reasons[0]})")

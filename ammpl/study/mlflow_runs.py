@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ammpl.study.mlflow_model import log_winner
 from ammpl.study.writer_pipe import Event, Retries, first_line
 
 TAG_CHARACTERS = 5000  # every store of MLflow takes that much; some count bytes
@@ -22,6 +23,7 @@ TAG_CHARACTERS = 5000  # every store of MLflow takes that much; some count bytes
 # What MLflow answered with one of these, it would answer the same way again.
 PERMANENT = {
     "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
     "NOT_IMPLEMENTED",
@@ -132,9 +134,12 @@ class Runs(Retries):
             run_id = next((str(run.info.run_id) for run in same if run.info.run_name == name), None)
         self._tried = True
         if run_id is None:
-            tags = {**self.study["tags"], "mlflow.note.content": self.study["description"]}
+            tags = {**self.study["tags"], "mlflow.note.content": self._note()}
             run_id = self._create(tags, experiment_id, name, began)
         self._log(run_id, params=self.study["params"])
+        if dataset := self.study.get("dataset"):
+            with self._noting("the study's data set"):
+                self.client.log_inputs(run_id, [_dataset_input(dataset)])
         return experiment_id, run_id
 
     def _remembered(self, link: Path) -> tuple[str, str] | None:
@@ -182,16 +187,25 @@ class Runs(Retries):
         known = self.client.get_run(run_id).data.metrics  # of an earlier session that came this far
         figures = {name: value for name, value in summary["metrics"].items() if known.get(name) != value}
         points = [(name, value, summary["time"], 0) for name, value in figures.items()]
-        note = f"{self.study['description']}\n\n{summary['table']}".strip()
         with self._noting("the study's figures"):
-            self._log(run_id, points, tags={"mlflow.note.content": note})
+            self._log(
+                run_id, points, tags={**summary.get("tags", {}), "mlflow.note.content": self._note(summary["table"])}
+            )
         self.log_study_files()
+        if winner := summary.get("winner"):
+            with self._noting("the winner"):
+                log_winner(self.client, self._parent, winner, summary["time"])
         if summary["table"]:
             with self._noting("summary.md"):
                 self.client.log_text(run_id, summary["table"] + "\n", "summary.md")
         died = died or summary.get("failed", False)  # or gave up by itself
         status = "FAILED" if died else "KILLED" if summary["interrupted"] else "FINISHED"
         self.client.set_terminated(run_id, status, at)
+
+    def _note(self, result: str = "") -> str:
+        """Return what the study's page says: the UI shows the begin of it, so the result comes before the details."""
+        parts = (self.study["description"], result, self.study.get("details", ""))
+        return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def log_study_files(self) -> None:
         """Log what says how the study is run."""

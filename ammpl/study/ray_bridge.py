@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.tune.schedulers import TrialScheduler
@@ -13,10 +14,11 @@ from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
 from ammpl.study.budget import duration_text, trials_text
+from ammpl.study.carried import read_files, write_files
 from ammpl.study.packing import describe, trials_that_fit
 from ammpl.study.ray_worker import Parcel, Resources
 from ammpl.study.trial import OVERDUE, State, Trial
-from ammpl.study.worker import End, Ready
+from ammpl.study.worker import End, Evaluation, Ready
 
 RETRIES = 2  # times that a trial whose worker died is run again
 
@@ -36,6 +38,7 @@ class Bridge:
     Args:
         start: returns the plan; called once.
         resources: what a trial gets, and how many run at a time.
+        folder: the study's.
         prepares: whether workers prepare themselves.
         asked_to_stop: returns whether no more trials are to be handed out; asked where one could be.
         notice: is told what people should know.
@@ -52,6 +55,7 @@ class Bridge:
         self,
         start: Callable[[], StudyPlan],
         resources: Resources,
+        folder: Path,
         prepares: bool,
         asked_to_stop: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda text: None,
@@ -64,6 +68,7 @@ class Bridge:
         self._notice = notice
         self._start = start
         self.resources = resources
+        self._folder = folder
         self._to_prepare = self._at_a_time if prepares else 0
         self._preparing: set[str] = set()
         self._ready = not prepares
@@ -135,7 +140,7 @@ class Bridge:
         if not isinstance(trial, Trial):
             return None if trial is None else Searcher.FINISHED
         self._active[ray_id] = trial
-        return {"trial": Parcel(trial), "gpus": self.resources.gpus}
+        return {"trial": self._parcel(trial), "gpus": self.resources.gpus}
 
     def _suggest_alone(self, ray_id: str) -> Any:
         """Hand out a trial that is to have a whole GPU once so many others have ended that one can fall empty.
@@ -148,7 +153,22 @@ class Bridge:
         self._active[ray_id] = trial
         self._with_whole_gpu.add(ray_id)
         self._without_worker = ray_id
-        return {"trial": Parcel(trial), "gpus": 1.0}
+        return {"trial": self._parcel(trial), "gpus": 1.0}
+
+    def _parcel(self, trial: Trial) -> Parcel:
+        learned = trial.learnables
+        return Parcel(
+            trial,
+            read_files(trial.folder(self._folder)),  # a checkpoint, where it began before
+            learned.read_bytes() if learned is not None and learned.is_file() else None,
+        )
+
+    def _take_files(self, trial: Trial, news: Evaluation | End) -> list[str]:
+        """Write what a trial sent, if its node does not see the study folder; return the names."""
+        folder, names = trial.folder(self._folder), list(news.files)
+        write_files(folder, news.files)
+        news.files.clear()  # Ray keeps what a trial reported last
+        return names
 
     def _slots_used(self) -> int:
         """Return how many trials at a time those that run count as."""
@@ -173,7 +193,10 @@ class Bridge:
         trial = self._active.get(ray_id)
         if trial is not None and self.resources.repack is not None:
             self._pack(ray_id, news)
+        sent = self._take_files(trial, news) if trial else []
         stop = trial is None or self._plan.report(trial, news.step, news.metrics, news.seconds)
+        if trial and stop and sent:  # nobody will go on from its checkpoint
+            write_files(trial.folder(self._folder), dict.fromkeys(sent))
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def _complete(self, ray_id: str, news: Any) -> None:
@@ -186,6 +209,8 @@ class Bridge:
         trial, gpus = self._take(ray_id)
         if trial is None:
             return
+        if isinstance(news, End):
+            self._take_files(trial, news)
         if not isinstance(news, End) or news.failure is None:
             self._plan.finish(trial, news.seconds, gpus=gpus)
         elif news.out_of_memory and 0 < gpus < 1:

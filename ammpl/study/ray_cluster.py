@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -72,10 +73,32 @@ def _join(address: str) -> None:
         if problem := head_problem(host.strip("[]"), int(port), encrypted):
             raise UserError(where, problem, got=address, fix=fix)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        # Staged on each node once, by its content: all run the driver's version of this package.
+        package = {"py_modules": [str(Path(__file__).resolve().parents[1])]}
+        ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(where, f"Ray cannot connect ({text})", got=address, fix=fix) from None
+
+
+def busy(resources: Resources, patience: float = 10.0) -> str | None:
+    """Return what a trial would have to wait for; None once the connected cluster has it free.
+
+    Args:
+        resources: what a trial gets.
+        patience: seconds for which somebody else's may still end.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        free, cluster = ray.available_resources(), ray.cluster_resources()
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+        short = [name for name, count in wanted.items() if free.get(name, 0) < count]
+        if not short:
+            return None
+        if time.monotonic() > deadline:
+            held = ", ".join(f"{free.get(name, 0):g} of {cluster.get(name, 0):g} {name}s" for name in short)
+            return f"waiting for the cluster: {held} free ('ray status' says more)"
+        time.sleep(0.1)
 
 
 def fit_resources(concurrency: int | None, gpus_per_trial: float | Literal["auto"] | None) -> Resources:

@@ -24,6 +24,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ammpl.study.ablation import StudyPlan
+from ammpl.study.carried import marked
 from ammpl.study.ray_bridge import Bridge
 from ammpl.study.ray_worker import Resources, worker_class
 from ammpl.study.trial import INTERRUPTED, Execute
@@ -55,6 +56,16 @@ class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
 
     def __reduce__(self) -> Any:
         return _PlanSearcher, (None,)
+
+
+class _Silence(tune.ProgressReporter):  # type: ignore[misc]  # untyped in Ray
+    """Shows nothing: in a notebook Tune would, whatever its verbosity."""
+
+    def should_report(self, trials: Any, done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: Any, done: bool, *sys_info: str) -> None:
+        """Nothing: the study has its own view."""
 
 
 class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
@@ -158,13 +169,14 @@ def run_plan(
     Returns:
         Whether the plan ran to its end, rather than being interrupted or stopped.
     """
-    bridge = Bridge(start, resources, prepares=prepare is not None, asked_to_stop=asked_to_stop, notice=notice)
+    bridge = Bridge(start, resources, folder, prepare is not None, asked_to_stop=asked_to_stop, notice=notice)
     with (
+        marked(folder) as token,
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
     ):
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, prepare, folder, resources), _bundle(resources)),
+            tune.with_resources(worker_class(execute, prepare, folder, resources, token), _bundle(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge),
@@ -177,6 +189,7 @@ def run_plan(
                 storage_path=scratch,
                 name="study",
                 verbose=0,
+                progress_reporter=_Silence(),
                 stop=_StopOnRequest(bridge.stopping),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),

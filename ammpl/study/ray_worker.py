@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from typing import Any, ClassVar
 from ray import tune
 
 from ammpl.errors import UserError
+from ammpl.study.carried import Files, Outbox, sees, write_files
 from ammpl.study.trial import Execute, Trial
 from ammpl.study.worker import THREAD_VARIABLES, Attempt, Evaluation, Ready
 
@@ -44,14 +47,16 @@ class Resources:
 
 
 class Parcel:
-    """A trial on its way to a worker.
+    """A trial on its way to a worker, with what that needs if it does not see the study folder.
 
     Ray copies a configuration for each of its own trials, prints it into a name, and keeps all of that for as long as
     the study runs: so here are no copies, and a short name.
     """
 
-    def __init__(self, trial: Trial):
+    def __init__(self, trial: Trial, files: Files, learnables: bytes | None):
         self.trial = trial
+        self.files = files
+        self.learnables = learnables
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parcel:
         return self
@@ -66,6 +71,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
     execute: ClassVar[Execute]
     prepare: ClassVar[Callable[[], None] | None]
     study_folder: ClassVar[Path]
+    token: ClassVar[str]
     directory: ClassVar[str]
     resources: ClassVar[Resources]
 
@@ -75,6 +81,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
             os.environ[variable] = str(self.resources.cpus)
         if not self.resources.gpus:  # Ray hides the GPUs of others only from those that have one
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        shares = sees(self.study_folder, self.token)
+        self._scratch = None if shares else Path(tempfile.mkdtemp(prefix="ammpl-trials-"))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -89,13 +97,29 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
         if Path(self.directory).is_dir():
             os.chdir(self.directory)
         # A configuration without a trial asks the worker to make itself ready.
-        trial: Trial | None = config["trial"].trial if config["trial"] else None
-        self._attempt = Attempt(type(self).execute, trial, trial.folder(self.study_folder)) if trial else None
+        parcel: Parcel | None = config["trial"]
+        self._attempt = self._outbox = None
+        if parcel is None:
+            return
+        trial = parcel.trial
+        folder = trial.folder(self.study_folder)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)  # of the trial before
+            folder = trial.folder(self._scratch)
+            folder.mkdir(parents=True)
+            write_files(folder, parcel.files)
+            if parcel.learnables is not None:
+                trial = replace(trial, learnables=self._scratch / "learnables.safetensors")
+                write_files(self._scratch, {"learnables.safetensors": parcel.learnables})
+            self._outbox = Outbox(folder)
+        self._attempt = Attempt(type(self).execute, trial, folder)
 
     def step(self) -> dict[str, Any]:
         """Run to the next evaluation or the end."""
         # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
         news = self._attempt.next() if self._attempt else self._make_ready()
+        if self._outbox and not isinstance(news, Ready):
+            news = replace(news, files=self._outbox.changes())
         return {"done": not isinstance(news, Evaluation), "news": news}
 
     def _make_ready(self) -> Ready:
@@ -113,6 +137,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
         """Stop what runs."""
         if self._attempt:
             self._attempt.close()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return nothing: Ray needs none of it, and would keep the trial and statistics of each number with it."""
@@ -120,7 +146,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
 
 
 def worker_class(
-    execute: Execute, prepare: Callable[[], None] | None, folder: Path, resources: Resources
+    execute: Execute, prepare: Callable[[], None] | None, folder: Path, resources: Resources, token: str
 ) -> type[TrialWorker]:
     """Return the trainable of one study.
 
@@ -129,11 +155,13 @@ def worker_class(
         prepare: what to do before the first trial.
         folder: the study's.
         resources: what a trial gets; its CPUs are the threads of each numerical library.
+        token: by which a worker finds out whether it sees the folder.
     """
     attributes = {
         "execute": staticmethod(execute),
         "prepare": staticmethod(prepare) if prepare else None,
         "study_folder": folder.absolute(),
+        "token": token,
         "directory": str(Path.cwd()),
         "resources": replace(resources, repack=None),  # the driver's own
     }

@@ -155,54 +155,59 @@ def finished_versions(folder: Path) -> list[StudySpace]:
     return spaces
 
 
-def only(space: StudySpace, texts: Sequence[str], study: Path | None = None) -> StudySpace:
-    """Return a part of an ablation, as ``variant=NAME,NAME`` or ``state=failed`` say: whole variants, or single trials.
+def chosen(texts: Sequence[str], folder: Path) -> list[str]:
+    """Return what ``variant=NAME,NAME`` and ``state=failed,lost`` ask for: variants, and trials of an ablation.
 
     Args:
-        space: of the whole ablation.
-        texts: what to keep, everything that any of them names.
-        study: the folder whose trials' states count; without one ``state=`` is refused.
+        texts: each adds to what the others name.
+        folder: of the study whose trials' states count.
 
     Raises:
-        UserError: another kind of study, no such variant, or no trial in that state.
+        UserError: another text, no such state, or no trial in it.
     """
-    if not texts:
+    names: list[str] = []
+    for text in texts:
+        kind, _, listed = (part.strip() for part in text.partition("="))
+        if kind not in ("variant", "state") or not listed:
+            raise UserError("--only", "must be variant=NAME or state=failed", got=text, fix="--only variant=learned")
+        values = [value.strip() for value in listed.split(",")]
+        names += values if kind == "variant" else _in_state(values, folder)
+    return names
+
+
+def _in_state(values: Sequence[str], folder: Path) -> list[str]:
+    known = {state.lower(): state for state in (State.COMPLETE, State.FAILED, State.LOST)}
+    for value in values:
+        if value.lower() not in known:
+            raise UserError(
+                "--only", "no such state of an ablation's trials", got=value, fix=did_you_mean(value, known)
+            )
+    wanted = {known[value.lower()] for value in values}
+    ended = {key: facts["state", None] for key, facts in _read(folder).items()}
+    names = [key.removeprefix("ablation-") for key, state in ended.items() if state in wanted]
+    names = [name for name in names if f"ablation-{name}" in ended]
+    if not names:
+        raise UserError("--only", f"no trial of an ablation in {folder} ended so", got=f"state={','.join(values)}")
+    return names
+
+
+def only(space: StudySpace, names: Sequence[str]) -> StudySpace:
+    """Return an ablation of some variants, or single trials such as ``learned-r3``, only; of all if none is named.
+
+    Raises:
+        UserError: another kind of study, or no such variant or trial.
+    """
+    if not names:
         return space
     if not isinstance(space, AblationSpace):
         raise UserError(
             "--only", "chooses variants, which a search has not", fix="rerun-trial runs one trial of it again"
         )
-    names: list[str] = []
-    for text in texts:
-        kind, _, listed = (part.strip() for part in text.partition("="))
-        if kind == "state" and listed and study is not None:
-            names += _in_state(space, listed, study)
-            continue
-        if kind != "variant" or not listed:
-            rule = "must be variant=NAME or state=failed"
-            raise UserError("--only", rule, got=text, fix=f"--only variant={space.reference}")
-        variants = [name.strip() for name in listed.split(",")]
-        for name in variants:
-            if name not in space.variants:
-                raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))
-        names += variants
+    trials = {space.trial_name(cell) for cell in space.cells()}
+    for name in names:
+        if name not in space.variants and name not in trials:
+            raise UserError("--only", "no such variant", got=name, fix=did_you_mean(name, space.variants))
     return space.model_copy(update={"only": tuple(dict.fromkeys(names))})
-
-
-def _in_state(space: AblationSpace, listed: str, study: Path) -> list[str]:
-    """Return the names of the trials that ended in one of the states, ``failed,lost``."""
-    known = {state.value.lower(): state.value for state in (State.COMPLETE, State.FAILED, State.LOST)}
-    states = [name.strip().lower() for name in listed.split(",")]
-    for name in states:
-        if name not in known:
-            raise UserError("--only", "no such state of an ablation's trials", got=name, fix=did_you_mean(name, known))
-    ended = {key: facts["state", None] for key, facts in _read(study).items()}
-    wanted = {known[name] for name in states}
-    found = [space.trial_name(cell) for cell in space.cells()]
-    found = [name for name in found if ended.get(f"ablation-{name}") in wanted]
-    if not found:
-        raise UserError("--only", f"no trial of {study} has ended so", got=f"state={listed}")
-    return found
 
 
 def compare(old: Path, new: Path, *, part: bool = False) -> Comparison:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from ammpl.study.folder import is_asked_to_stop, is_locked
 from ammpl.study.replay import check_study
 from ammpl.study.space_file import read_space
 from ammpl.study.trial import State
+
+WATCH_SECONDS = 2.0
 
 
 def status(folder: Path) -> list[str]:
@@ -41,6 +45,23 @@ def status(folder: Path) -> list[str]:
         lines.append(best)
     lines.append(f"time: {duration_text(history.seconds) or '0 s'}")
     return lines
+
+
+def watch(folder: Path, seconds: float = WATCH_SECONDS) -> Iterator[list[str]]:
+    """Yield the lines of :func:`status` again and again, the last time once the study does not run any more.
+
+    Args:
+        seconds: between two looks.
+
+    Raises:
+        UserError: as :func:`status`.
+    """
+    while True:
+        runs = is_locked(folder)  # asked first, so that what comes last has the end in it
+        yield status(folder)
+        if not runs:
+            return
+        time.sleep(seconds)
 
 
 def _condition(folder: Path, history: History) -> str:

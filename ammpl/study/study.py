@@ -214,6 +214,8 @@ class _Session:
     def run(self, work: Work, resources: Resources) -> StudySummary:
         """Run the study on the connected cluster to its end."""
         self._resources = resources
+        if self._options.ray_address and (text := ray_cluster.busy(resources)):
+            print(text, flush=True)
         if work.prepare is not None and not self._options.quiet:
             workers = 1 if resources.repack else resources.concurrency
             print(f"loading backbone and data in {workers} worker(s) …", flush=True)

@@ -46,6 +46,7 @@ class MLflowTracker:
         description: Markdown, shown at the head of the parent run.
         tags: of the parent run.
         params: of the parent run.
+        details: Markdown, below the description, and below the result once there is one.
         process: one that was started earlier, so that its import of MLflow overlaps with other work; it knows the URI.
         ended: how trials of earlier sessions ended, by key. The tracker is told of them again, as of all trials, and
             MLflow gets what it lacks of them.
@@ -68,6 +69,7 @@ class MLflowTracker:
         tags: Mapping[str, str],
         params: Mapping[str, Scalar],
         *,
+        details: str = "",
         process: MLflowProcess | None = None,
         ended: Mapping[str, State] | None = None,
         now: Callable[[], float] = time.time,
@@ -89,7 +91,9 @@ class MLflowTracker:
                 "name": folder.name,
                 "folder": str(folder.absolute()),
                 "params": {name: _param(value) for name, value in params.items()},
+                "dataset": _dataset(params, None, "study"),
                 "description": description,
+                "details": details,
                 "ended": {key: str(state) for key, state in (ended or {}).items()},
                 "tags": {
                     "mlflow.user": _user(),
@@ -175,7 +179,9 @@ class MLflowTracker:
                     "repeat": str(trial.repeat),
                     "config_sha256": trial.config.sha256,
                 },
-                "dataset": _dataset(trial, values),
+                "dataset": _dataset(
+                    values, trial.config.seeds.data, "testing" if trial.phase == "test" else "training"
+                ),
             }
         )
 
@@ -210,7 +216,14 @@ class MLflowTracker:
         )
 
     def summary(
-        self, metrics: Mapping[str, float], table_markdown: str, *, interrupted: bool = False, failed: bool = False
+        self,
+        metrics: Mapping[str, float],
+        table_markdown: str,
+        *,
+        interrupted: bool = False,
+        failed: bool = False,
+        tags: Mapping[str, str] | None = None,
+        winner: Mapping[str, Any] | None = None,
     ) -> None:
         """Tell how the study ended; call it once, before :meth:`close`.
 
@@ -219,8 +232,10 @@ class MLflowTracker:
             table_markdown: goes below the description and into ``summary.md``.
             interrupted: the parent run becomes KILLED instead of FINISHED.
             failed: the parent run becomes FAILED: the study stopped itself.
+            tags: further ones of the parent run.
+            winner: what :func:`ammpl.study.mlflow_model.log_winner` takes; None without one.
         """
-        ending = {"interrupted": interrupted, "failed": failed}
+        ending = {"interrupted": interrupted, "failed": failed, "tags": dict(tags or {}), "winner": winner}
         self._put({"op": "summary", "metrics": dict(metrics), "table": table_markdown, **ending})
 
     def close(self, patience: float = 60.0) -> None:
@@ -319,15 +334,20 @@ def _user() -> str:
         return "unknown"
 
 
-def _dataset(trial: Trial, values: Mapping[str, Scalar]) -> dict[str, str]:
-    """Describe the few-shot task; its digest changes with anything that picks other images."""
+def _dataset(values: Mapping[str, Scalar], seed: int | None, context: str) -> dict[str, str]:
+    """Describe the few-shot task of a configuration; the digest changes with anything that picks other images.
+
+    Args:
+        seed: of the few-shot sample; None stands for all of a study's.
+    """
     task = {name.removeprefix("data."): value for name, value in values.items() if name.startswith("data.")}
-    task["seed"] = trial.config.seeds.data
-    text = json.dumps(task, sort_keys=True)
+    if seed is not None:
+        task["seed"] = seed
+    name, text = str(task.get("name", "unknown")), json.dumps(task, sort_keys=True)
     return {
-        "name": trial.config.data.name,
+        "name": name,
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "source": json.dumps({"tags": {"ammpl.data": trial.config.data.name}}),
+        "source": json.dumps({"tags": {"ammpl.data": name}}),
         "profile": text,
-        "context": "testing" if trial.phase == "test" else "training",
+        "context": context,
     }

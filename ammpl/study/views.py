@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ammpl.errors import UserError
+from ammpl.study import note
 from ammpl.study.ablation import StudyPlan
 from ammpl.study.ablation_space import AblationSpace
 from ammpl.study.folder import write_text
+from ammpl.study.labels import symbols_text
+from ammpl.study.learned import learnables_of
 from ammpl.study.mlflow_process import MLflowProcess
 from ammpl.study.optuna_copy import FLAG, OptunaCopy, remembered_storage
 from ammpl.study.optuna_copy import unusable as unusable_storage
 from ammpl.study.plan import Plan
 from ammpl.study.reachable import store_problem
 from ammpl.study.space_file import StudySpace
-from ammpl.study.summary import StudySummary
+from ammpl.study.summary import StudySummary, Summary
 from ammpl.study.tracking import MLflowTracker, has_study, remembered_uri, unusable, without_password
 from ammpl.study.trial import Observer, State
 from ammpl.study.writer_process import WriterProcess
@@ -100,18 +104,15 @@ class Views:
         ended: Mapping[str, State],
         now: Callable[[], float],
     ) -> MLflowTracker:
-        tags = {"method": space.method, "kind": space.kind}
-        if isinstance(space, AblationSpace):
-            tags["reference"] = space.reference
-        else:
-            tags |= {"sampler": space.sampler.name, "pruner": space.pruner.name}
+        tags = note.tags(space)
         if commit := _read(folder / "environment.json").get("code", {}).get("commit"):
             tags["mlflow.source.git.commit"] = commit
         return MLflowTracker(
             tracking_uri=None,  # the process's
             study_name=space.name,
             folder=folder,
-            description=space.description,
+            description=note.question(space),
+            details=note.details(space),
             tags=tags,
             params=space.base.flat(),
             process=process,
@@ -127,8 +128,16 @@ class Views:
         """
         if self._tracker:
             failed = summary.stopped is not None or bool(errors)
-            note = "\n\n".join(filter(None, (summary.markdown(), *errors)))
-            self._tracker.summary(summary.flat_metrics(), note, interrupted=summary.interrupted, failed=failed)
+            text = "\n\n".join(filter(None, (note.closing(summary), *errors)))
+            winner = _winner(summary)
+            self._tracker.summary(
+                note.figures(summary),
+                text,
+                interrupted=summary.interrupted,
+                failed=failed,
+                tags={"winner": winner["tag"]} if winner else {},
+                winner=winner,
+            )
 
     def note_undelivered(self, folder: Path) -> tuple[str, ...]:
         """Return, and keep in the folder, what the stores lack; after the observers are closed."""
@@ -147,6 +156,25 @@ class Views:
     def ui_command(self) -> str | None:
         """The command that opens MLflow's UI; None without tracking."""
         return self._tracker.ui_command if self._tracker else None
+
+
+def _winner(summary: StudySummary) -> dict[str, Any] | None:
+    """Return what MLflow is told of the winner, None where there is none, or none that has learned anything."""
+    if not isinstance(summary, Summary) or summary.winner is None:
+        return None
+    try:
+        folder = learnables_of(summary.folder).parent
+    except (UserError, OSError):
+        return None
+    row = summary.rows[0]
+    return {
+        "key": folder.name,
+        "folder": str(folder.absolute()),
+        "name": f"{summary.study}-{row.method}-trial-{summary.winner}",
+        "tag": f"trial {summary.winner} {symbols_text(row.params)}",
+        "params": {name: str(value) for name, value in row.params.items()},
+        "metrics": {f"{metric}/mean": cell.mean for metric, cell in row.cells.items() if math.isfinite(cell.mean)},
+    }
 
 
 def undelivered(folder: Path) -> dict[str, str]:

@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.study import packing
+from ammpl.study.carried import Files
 from ammpl.study.packing import Memory
 from ammpl.study.trial import Execute, Trial
 
@@ -28,6 +29,7 @@ class Evaluation:
     metrics: dict[str, float]
     seconds: float
     memory: Memory | None = None
+    files: Files = field(default_factory=dict)  # of a trial whose node does not see the study folder
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class End:
     seconds: float
     failure: str | None = None
     out_of_memory: bool = False
+    files: Files = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

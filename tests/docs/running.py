@@ -21,10 +21,11 @@ REWRITES = (
     (r"--trials \d+", "--trials 2"),
     (r"--set training\.steps=\d+", "--set training.steps=2"),
     (r"(rerun-trial studies/\S+) 17", r"\1 1"),
-    (r"^(python tune\.py(?:$| extend | \S+\.yaml).*)$", r"\1 --concurrency 1"),  # one worker to start
+    (r"^(python tune\.py(?:$| extend | \S+\.yaml).*)$", r"\1 --concurrency 1 --no-report"),  # one worker to start
     (r"^(python tune\.py report .*)$", r"\1 --no-tracking"),  # MLflow's copy: test_report.py
+    (r"^(python tune\.py rerun .*)$", r"\1 --no-report"),
     # What these would run has been run by other blocks: here the files and flags are checked.
-    (r"^(python tune\.py (?:my_space\.yaml|my_ablation\.yaml|--from) ?.*)", r"\1 --dry-run"),
+    (r"^(python tune\.py (?:my_space\.yaml|my_ablation\.yaml|--from|--dataset) ?.*)", r"\1 --dry-run"),
 )
 """(pattern, instead): all that is not run as a page has it."""
 

@@ -16,7 +16,7 @@ from tests.data.on_disk import build, picture
 from tests.docs.blocks import PAGES, SHELL, Block, blocks
 from tests.docs.running import Place
 
-GUIDES = ("docs/own_data.md", "docs/add_method.md", "docs/add_space.md")
+GUIDES = ("docs/own_data.md", "docs/add_data.md", "docs/add_method.md", "docs/add_space.md")
 """Pages that are followed from their first block to their last: ``test_guides.py``."""
 
 PYTHON = ("docs/first_study.md", "docs/training.md")

@@ -47,6 +47,13 @@ def test_a_folder_of_pictures(place: Place, one_ray: None) -> None:
     assert f"data.name: {place.folder}/pictures" in said  # the dry run's
 
 
+def test_a_data_set_with_lists_of_its_own(place: Place, one_ray: None) -> None:
+    said = follow("add_data.md", place)
+    assert f"data.name: {place.folder}/figures/list.csv" in said
+    stored = list(Path(os.environ["AMMPL_STORE"]).rglob("*.arrow"))
+    assert len(stored) == 3  # its three lists, as they are
+
+
 def test_a_saved_space(place: Place, one_ray: None) -> None:
     said = follow("add_space.md", place)
     space = read_space(place.folder / "search_spaces" / "padding_depth.yaml")

@@ -126,7 +126,7 @@ def test_tags_say_what_a_trial_is_and_how_it_ended(store: tuple[str, Path]) -> N
     assert failed["reason"] == "loss is NaN at step 20"
     assert "reason" not in runs["search-0003"].data.tags  # the earlier attempt's
     assert pruned["config_sha256"] == TRIALS["search-0001"].config.sha256
-    assert runs["search-0001"].info.run_name == "0001 temperature=1.5 depth=1"
+    assert runs["search-0001"].info.run_name == "001 tau=1.5 J=1"
     assert runs["test-coop-r2"].info.run_name == "test-coop-r2"
     assert runs["test-coop-r2"].data.tags["candidate"] == "coop"
 

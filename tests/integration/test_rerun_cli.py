@@ -34,7 +34,7 @@ test: true
 
 
 def _tune(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tune.py"), *map(str, arguments), "--concurrency", "1"]
+    command = [sys.executable, str(ROOT / "tune.py"), *map(str, arguments), "--concurrency", "1", "--no-report"]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=140, check=False)
 
 

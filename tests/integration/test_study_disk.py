@@ -58,7 +58,8 @@ def begin(small_disk: Path, tmp_path: Path, sqlite_uri: str, monkeypatch: pytest
         space = small_space(budget={"trials": 6}, confirm=None, pruner={"name": "none"}, sampler={"name": "random"})
         Path("space.yaml").write_text(dump_yaml(space.resolved()))
         folder = small_disk / "study"
-        return cli.main(["space.yaml", "--output", str(folder), "--tracking-uri", sqlite_uri]), filler, folder
+        flags = ["--output", str(folder), "--tracking-uri", sqlite_uri, "--no-report"]
+        return cli.main(["space.yaml", *flags]), filler, folder
 
     return run
 

@@ -22,7 +22,7 @@ import ray
 from ammpl.errors import UserError
 from ammpl.study import ray_bridge
 from ammpl.study.plan import Plan
-from ammpl.study.ray_cluster import connected, fit_resources
+from ammpl.study.ray_cluster import busy, connected, fit_resources
 from ammpl.study.ray_engine import run_plan
 from ammpl.study.ray_worker import Resources
 from ammpl.study.space_file import parse_study_space
@@ -130,6 +130,20 @@ def test_repeats_of_a_configuration_and_what_becomes_of_it(tmp_path: Path) -> No
             assert list(trial.intermediate_values.values()) == values
         if trial.user_attrs["state"] == "COMPLETE":
             assert len(repeats) == 6
+
+
+def test_a_cluster_whose_cpus_others_hold_is_said_to_be_waited_for(ray_cluster: None) -> None:
+    holder = ray.remote(num_cpus=2)(_Idle).remote()
+    ray.get(holder.answer.remote())
+    text = busy(Resources(1), patience=0.0)
+    assert text == "waiting for the cluster: 0 of 2 CPUs free ('ray status' says more)"
+    ray.kill(holder)
+    assert busy(Resources(1), patience=60.0) is None
+
+
+class _Idle:
+    def answer(self) -> None:
+        pass
 
 
 def test_the_folder_of_a_study(two_studies: tuple[Summary, Summary]) -> None:
@@ -360,7 +374,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
 def test_a_cluster_is_joined_by_its_address() -> None:
     code = """
 import sys
-from ammpl.study.ray_cluster import connected, fit_resources
+from ammpl.study.ray_cluster import busy, connected, fit_resources
 with connected(sys.argv[1]):
     found = fit_resources(None, None)
     print(found.concurrency, found.cpus, found.gpus)

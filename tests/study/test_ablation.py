@@ -400,7 +400,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"smallest_effect": 0.0}, "s.yaml: smallest_effect: must be greater than 0, got 0.0"),
     ({"smallest_effect": "1 %"}, "s.yaml: smallest_effect: must be a valid number, got '1 %'"),
     ({"smalest_effect": 0.1}, "s.yaml: smalest_effect: unknown key. Fix: did you mean 'smallest_effect'?"),
-    ({"only": ["nune"]}, "s.yaml: only: must name variants, or trials such as learned-r3, got 'nune'. Fix: did you mean 'none'?"),
+    (
+        {"only": ["nune"]},
+        "s.yaml: only: must name variants, or trials such as learned-r3, got 'nune'. Fix: did you mean 'none'?",
+    ),
     ({"family": []}, "s.yaml: family: must name at least one variant; without the key all are in it, got []"),
     ({"family": ["none", "none"]}, "s.yaml: family: each variant must be named once"),
     ({"family": ["learned"]}, "s.yaml: family: must name variants other than the reference, got 'learned'"),

@@ -18,8 +18,8 @@ from ammpl.errors import UserError
 from ammpl.study.schema import SETTABLE, schema_text
 from ammpl.study.space_file import parse_study_space, read_space
 from ammpl.yaml_file import parse_yaml, read_yaml
-from tests import test_bad_input
-from tests.study import test_ablation, test_samplers_and_pruners, test_space, test_two_objectives
+from tests import test_bad_input, test_config
+from tests.study import test_ablation, test_samplers_and_pruners, test_space, test_start, test_two_objectives
 from tests.study.fakes import small_space
 from tests.study.test_space_property import _mutated, files
 
@@ -33,7 +33,7 @@ BEYOND: dict[str, str] = {
     "must not be both fixed and searched": "two keys of one name in different mappings",
     "'low' must be below 'high'": "two values compared",
     "'high' must be 'low' plus a multiple of 'step'": "arithmetic",
-    "high: must be a finite number": "JSON has no NaN to refuse",
+    "must be a finite number": "JSON has no NaN to refuse",
     "the parameter does not take this value": "a condition against another parameter's range",
     "is searched further down": "the order of keys",
     "'max_resource' must be at least": "two values compared",
@@ -49,6 +49,14 @@ BEYOND: dict[str, str] = {
     "must be another metric than the objective's": "two values compared",
     "'cmaes' needs at least two float or int parameters": "counting",
     "'lower' must not be above 'upper'": "two values compared",
+    "give either 'steps' or 'epochs'": "methods bring either",
+    "'schedule: coop' is stepped by the epoch": "methods bring either",
+    "adds to a learned text context": "switches of several sections",
+    "'init: random' needs a 'length'": "a length may be searched",
+    "needs mask.kind 'none' and interaction.direction 'none'": "switches of several sections",
+    "'candidates' spares": "switches of several sections",
+    "no context for new classes": "switches of several sections",
+    "nothing is learned here": "switches of several sections",
     "can never matter": "what a parameter needs of others",
     "none is ever active": "what conditions come to",
     "its conditions can never hold together": "what conditions come to",
@@ -68,6 +76,10 @@ def _mistakes() -> Iterator[tuple[str, Any]]:
         yield text, {**small, **test_two_objectives.TWO, **changes}
     for changes, text in test_samplers_and_pruners.MISTAKES:
         yield text, {**small, **changes}
+    for changes, text in test_start.MISTAKES:
+        yield text, {**small, "first": changes}
+    for method, values, text in test_config.MISTAKES:
+        yield text, {**test_space.RAW, "method": method, "fixed": values}
     for old, new, text in test_bad_input.MISTAKES:
         try:
             yield text, parse_yaml(test_bad_input.SPACE.replace(old, new), "space.yaml")

@@ -92,16 +92,16 @@ def test_of_another_space_only_values_that_it_allows_are_tried(study: Path) -> N
     assert space.fixed[WIDTH] == winner(study)[WIDTH]
 
 
-@pytest.mark.parametrize(
-    ("first", "message"),
-    [
-        (
-            {"model.padding.deph": 1},
-            "small.yaml: first.model.padding.deph: is not searched. Fix: did you mean 'model.pad",
-        ),
-        ({DEPTH: 9}, "small.yaml: first.model.padding.depth: the parameter does not take this value, got 9"),
-    ],
-)
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"model.padding.deph": 1},
+        "small.yaml: first.model.padding.deph: is not searched. Fix: did you mean 'model.pad",
+    ),
+    ({DEPTH: 9}, "small.yaml: first.model.padding.depth: the parameter does not take this value, got 9"),
+]
+
+
+@pytest.mark.parametrize(("first", "message"), MISTAKES)
 def test_first_values_are_checked(first: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         small_space(first=first)

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ammpl import cli
+from ammpl.commands.status import show
+from ammpl.study import status as status_module
 from ammpl.study.event_log import FILE, end_log
 from ammpl.study.folder import locked
 from ammpl.study.plan import Plan
 from ammpl.study.records import Records
-from ammpl.study.status import status
+from ammpl.study.status import status, watch
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import run_inline, small_space
 
@@ -55,3 +60,61 @@ def test_a_study_that_was_cut_off(tmp_path: Path) -> None:
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(tmp_path)]) == 2
     assert "is not the folder of a study" in capsys.readouterr().err
+
+
+def test_watching_ends_with_the_study(tmp_path: Path) -> None:
+    """Each look sees what has happened by then; the last one is taken after the driver has gone."""
+    space = small_space(confirm=None, pruner={"name": "none"})
+    (tmp_path / "study.yaml").write_text(dump_yaml(space.resolved()))
+    records = Records(tmp_path, space)
+    plan = Plan(space, space.name, tmp_path, records)
+    lock = locked(tmp_path)
+    lock.__enter__()
+    looks = watch(tmp_path, seconds=0)
+    seen = [next(looks)]
+    trial = plan.next()
+    seen.append(next(looks))
+    plan.report(trial, 10, {"validation/accuracy": 0.5})  # type: ignore[arg-type]
+    plan.finish(trial, 1.0)  # type: ignore[arg-type]
+    seen.append(next(looks))
+    records.close()
+    end_log(tmp_path / FILE)
+    lock.__exit__(None, None, None)
+    seen += list(looks)
+    assert [" is running" in lines[0] for lines in seen] == [True, True, True, False]
+    assert seen[1][1] == "search: 1 trials: 1 begun, not ended"
+    assert seen[2][1:3] == ["search: 1 trials: 1 COMPLETE", "best so far: search-0000, validation/accuracy 0.5000"]
+    assert seen[3][0] == f"{tmp_path}: has ended"
+
+
+LOOKS = [["s: is running", "search: 1", "time: 1 s"], ["s: is running", "search: 1", "time: 2 s"]]
+LOOKS.append(["s: has ended", "search: 1", "time: 2 s"])
+
+
+def test_a_pipe_gets_what_is_new_and_a_terminal_the_last_look_in_place(capsys: pytest.CaptureFixture[str]) -> None:
+    show(LOOKS, Console())
+    assert capsys.readouterr().out.splitlines() == [
+        "s: is running",
+        "search: 1",
+        "time: 1 s",
+        "s: has ended",
+        "time: 2 s",
+    ]
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    show(LOOKS, terminal)
+    text = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[1A" in text  # the cursor goes up: nothing is scrolled
+    assert text.rstrip().endswith("time: 2 s") or "s: has ended" in text.rpartition("\x1b[1A")[2]
+
+
+def test_ctrl_c_ends_the_watching_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(folder: Path) -> Iterator[list[str]]:
+        yield LOOKS[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_module, "watch", interrupted)
+    assert cli.main(["status", str(tmp_path), "--watch"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == LOOKS[0] and err == ""

@@ -88,7 +88,7 @@ def test_a_store_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_digest_of_the_data_changes_with_the_images_it_picks() -> None:
     def digest(of: tracking.Trial) -> str:
-        return tracking._dataset(of, of.config.flat())["digest"]
+        return tracking._dataset(of.config.flat(), of.config.seeds.data, "training")["digest"]
 
     assert digest(trial(0, mask__temperature=0.5)) == digest(trial(1))
     assert digest(other_trial("confirm", "0", 2)) != digest(other_trial("confirm", "0", 3))

@@ -107,7 +107,7 @@ def test_trials_are_trained_and_those_of_the_test_phase_scored(tmp_path: Path, m
 
 
 def test_a_trial_on_its_way_is_neither_copied_nor_spelled_out() -> None:
-    parcel = Parcel(_trial())
+    parcel = Parcel(_trial(), {}, None)
     assert copy.deepcopy({"trial": parcel})["trial"] is parcel
     assert str(parcel) == "search-0"
     assert pickle.loads(pickle.dumps(parcel)).trial == parcel.trial
