@@ -53,7 +53,7 @@ def test_the_smoke_study_again_is_identical(tmp_path: Path, sqlite_uri: str) -> 
     tested = next(path.name for path in (tmp_path / "old" / "checkpoints").iterdir() if path.name.startswith("test-0"))
     for trial, said in (
         ("1", "match: search-0001, "),
-        (tested, f"match: {tested}, COMPLETE at step 0; 1 evaluations, "),
+        (tested, f"match: {tested}, COMPLETE at step 0; 1 evaluation, "),
     ):
         alone = subprocess.run(
             [sys.executable, str(ROOT / "tune.py"), "rerun-trial", "old", trial],
