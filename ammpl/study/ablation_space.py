@@ -74,8 +74,8 @@ class AblationSpace(Section):
         variants: by name, in the order of the table, what each sets over ``fixed``; nothing for ``{}``.
         datasets: what all variants run on, one after the other; None for ``data.name`` alone.
         shots: likewise; None for ``data.shots`` alone.
-        only: the variants, or single trials of theirs such as ``learned-r3``, that run; None for all of them. A rerun of
-            a part of an ablation has it.
+        only: the variants, or single trials of theirs such as ``learned-r3``, that run; None for all of them. A rerun
+            of a part of an ablation has it.
         repeats: the numbers of the repeats, at least two; a number is the data seed that all variants share.
         objective: what is compared.
         budget: ends it before all its trials have run; by default there is none.

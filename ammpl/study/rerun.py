@@ -184,8 +184,7 @@ def _in_state(values: Sequence[str], folder: Path) -> list[str]:
             )
     wanted = {known[value.lower()] for value in values}
     ended = {key: facts["state", None] for key, facts in _read(folder).items()}
-    names = [key.removeprefix("ablation-") for key, state in ended.items() if state in wanted]
-    names = [name for name in names if f"ablation-{name}" in ended]
+    names = [key.removeprefix("ablation-") for key in ended if key.startswith("ablation-") and ended[key] in wanted]
     if not names:
         raise UserError("--only", f"no trial of an ablation in {folder} ended so", got=f"state={','.join(values)}")
     return names
