@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -122,18 +123,18 @@ def rerun_trial(
     record = read_record(folder, word)
     space = read_space(space_file(folder, record.version))
     then = session_environment(folder, record.session)
-    _keep_to_resources(then or {})
-    if execute is None:
-        home = home or DataHome()
-        prepare_data([record.trial.config], home)
-        execute = functools.partial(train_or_test, home=home)
-    trial = record.trial
-    if trial.phase == "test":
-        say("this scores the test split again, by learnables that it has scored before; nothing is chosen by it")
-    comparing = _Comparing(record, say)
-    with tempfile.TemporaryDirectory(prefix="ammpl-rerun-", ignore_cleanup_errors=True) as scratch:
-        difference = _compare(record, space, comparing, execute, Path(scratch))
-    now = describe_environment({}, sys.argv)
+    with _resources_of(then or {}):
+        if execute is None:
+            home = home or DataHome()
+            prepare_data([record.trial.config], home)
+            execute = functools.partial(train_or_test, home=home)
+        trial = record.trial
+        if trial.phase == "test":
+            say("this scores the test split again, by learnables that it has scored before; nothing is chosen by it")
+        comparing = _Comparing(record, say)
+        with tempfile.TemporaryDirectory(prefix="ammpl-rerun-", ignore_cleanup_errors=True) as scratch:
+            difference = _compare(record, space, comparing, execute, Path(scratch))
+        now = describe_environment({}, sys.argv)
     ending = str(record.state)
     if record.curve:
         ending += f" at step {record.curve[-1][0]}"
@@ -216,13 +217,23 @@ def _trial(folder: Path, event: Event, history: History) -> Trial:
     )
 
 
-def _keep_to_resources(environment: Mapping[str, Any]) -> None:
-    """Take as many threads as a worker had, and hide the GPUs from what had none; before torch is imported."""
+@contextmanager
+def _resources_of(environment: Mapping[str, Any]) -> Iterator[None]:
+    """Take as many threads as a worker had, and hide the GPUs from what had none: before torch is imported."""
+    before = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES")}
     had = environment.get("trial", {"cpus": 1, "gpus": environment.get("ray", {}).get("GPU", 0)})
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(had["cpus"])
     if not had["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:  # a notebook goes on
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _DifferentError(Exception):

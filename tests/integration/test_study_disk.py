@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -26,18 +27,29 @@ FULL = "cannot be written (No space left on device). Fix: free some space, or na
 
 
 class _Filler(Recorder):
-    """Leaves no room on a disk once a trial has finished."""
+    """Leaves no room on a disk once a trial has finished, nor later: the copy for Optuna's tools gives some back."""
 
     def __init__(self, disk: Path, after: str) -> None:
         super().__init__()
         self._disk, self._after = disk, after
+        self.over = threading.Event()
 
     def trial_finished(self, trial: Trial, outcome: Outcome) -> None:
         super().trial_finished(trial, outcome)
         if trial.key == self._after:
-            with contextlib.suppress(OSError), (self._disk / "filler").open("wb", buffering=0) as filler:
-                while True:
-                    filler.write(b"x" * 1024)
+            filler = (self._disk / "filler").open("wb", buffering=0)
+            self._fill(filler)
+            threading.Thread(target=self._keep_full, args=(filler,), daemon=True).start()
+
+    def _fill(self, filler: IO[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * 1024)
+
+    def _keep_full(self, filler: IO[bytes]) -> None:
+        with filler:
+            while not self.over.wait(0.001):
+                self._fill(filler)
 
 
 Run = Callable[[str], tuple[int, _Filler, Path]]
@@ -59,7 +71,10 @@ def begin(small_disk: Path, tmp_path: Path, sqlite_uri: str, monkeypatch: pytest
         Path("space.yaml").write_text(dump_yaml(space.resolved()))
         folder = small_disk / "study"
         flags = ["--output", str(folder), "--tracking-uri", sqlite_uri, "--no-report"]
-        return cli.main(["space.yaml", *flags]), filler, folder
+        try:
+            return cli.main(["space.yaml", *flags]), filler, folder
+        finally:
+            filler.over.set()
 
     return run
 

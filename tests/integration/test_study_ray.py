@@ -296,7 +296,7 @@ def test_a_study_that_stops_itself_has_failed_in_mlflow_and_says_why(
     assert not summary.interrupted
     run = parent(sqlite_uri, summary.folder)
     assert run.info.status == "FAILED"
-    assert run.data.tags["mlflow.note.content"].endswith(f"stopped: {summary.stopped}")
+    assert f"\n\nstopped: {summary.stopped}\n" in run.data.tags["mlflow.note.content"]
     assert list(states(sqlite_uri, summary.folder).values()) == ["FAILED"] * 5
 
 

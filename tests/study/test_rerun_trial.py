@@ -43,10 +43,13 @@ ABLATION = {
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads and devices are set for a process of its own: here they are put back."""
-    for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, os.environ.get(name, "1" if name in THREAD_VARIABLES else ""))
+def _environment() -> Iterator[None]:
+    """Threads and devices are those of the record while its trial runs, and afterwards what they were."""
+    before = dict(os.environ)
+    yield
+    assert {name: os.environ.get(name) for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES")} == {
+        name: before.get(name) for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES")
+    }
 
 
 def _study(folder: Path, space: StudySpace, run: Any = execute) -> dict[str, dict[str, Any]]:
