@@ -12,6 +12,7 @@ import optuna
 
 from ammpl.config import Scalar
 from ammpl.study.ablation import StudyPlan
+from ammpl.study.ablation_space import AblationSpace, parse_ablation
 from ammpl.study.space import SearchSpace, parse_space
 from ammpl.study.trial import Execute, Outcome, State, Trial
 from ammpl.study.worker import Attempt, End
@@ -221,3 +222,22 @@ def optimized(space: SearchSpace, pruner: str, sampler: optuna.samplers.BaseSamp
     )
     study.optimize(objective(space), n_trials=space.budget.trials, catch=(RuntimeError,))
     return study
+
+
+KIND, RATE = "model.mask.kind", "model.mask.keep_rate"
+
+ABLATION: dict[str, Any] = {
+    "version": 1,
+    "kind": "ablation",
+    "name": "masks",
+    "fixed": {"model.mask.scope": "task", "training.steps": 30},
+    "reference": "learned",
+    "variants": {"none": {KIND: "none"}, "random": {KIND: "random", RATE: 0.5}, "learned": {}},
+    "repeats": [1, 2, 3],
+}
+"""The space file of an ablation of masks, as plain data."""
+
+
+def ablation_space(**changes: Any) -> AblationSpace:
+    """Return that space, with other keys."""
+    return parse_ablation({**ABLATION, **changes}, "masks.yaml")

@@ -13,29 +13,16 @@ from rich.console import Console
 from scipy import stats
 
 from ammpl import cli
-from ammpl.errors import UserError
 from ammpl.study.ablation import AblationPlan
-from ammpl.study.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.ablation_space import parse_ablation
 from ammpl.study.ablation_summary import AblationSummary, summarize_ablation
 from ammpl.study.base_plan import FINISHED
 from ammpl.study.observers import Observers
 from ammpl.study.records import Records
-from ammpl.study.space_file import StudySpace, parse_study_space
+from ammpl.study.space_file import StudySpace
 from ammpl.study.trial import State, Trial
-from ammpl.yaml_file import dump_yaml, parse_yaml
-from tests.study.fakes import Clock, Recorder, run_inline
-
-KIND, RATE = "model.mask.kind", "model.mask.keep_rate"
-
-RAW: dict[str, Any] = {
-    "version": 1,
-    "kind": "ablation",
-    "name": "masks",
-    "fixed": {"model.mask.scope": "task", "training.steps": 30},
-    "reference": "learned",
-    "variants": {"none": {KIND: "none"}, "random": {KIND: "random", RATE: 0.5}, "learned": {}},
-    "repeats": [1, 2, 3],
-}
+from ammpl.yaml_file import dump_yaml
+from tests.study.fakes import ABLATION, KIND, RATE, Clock, Recorder, ablation_space, run_inline
 
 # What the made-up training ends at, by variant and repeat.
 ENDS = {
@@ -43,10 +30,6 @@ ENDS = {
     "random": {1: 0.85, 2: 0.80, 3: 0.75},
     "learned": {1: 0.90, 2: 0.80, 3: 0.88},
 }
-
-
-def _space(**changes: Any) -> AblationSpace:
-    return parse_ablation({**RAW, **changes}, "masks.yaml")
 
 
 def _execute(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -69,7 +52,7 @@ def _unlucky(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]
 
 def _run(folder: Path, execute: Any = _execute, **changes: Any) -> tuple[AblationPlan, Recorder, AblationSummary]:
     recorder = Recorder()
-    plan = AblationPlan(_space(**changes), folder, recorder)
+    plan = AblationPlan(ablation_space(**changes), folder, recorder)
     run_inline(plan, folder, execute)
     return plan, recorder, summarize_ablation(plan, folder, interrupted=False, seconds=1.0)
 
@@ -152,7 +135,7 @@ def test_a_time_budget_lets_no_further_cell_begin_and_the_table_says_which_are_m
         yield from _execute(trial, folder)
 
     recorder = Recorder()
-    plan = AblationPlan(_space(budget={"time": "2m"}, test=True), tmp_path, recorder, clock)
+    plan = AblationPlan(ablation_space(budget={"time": "2m"}, test=True), tmp_path, recorder, clock)
     run_inline(plan, tmp_path, slow)
     assert plan.totals == {"ablation": 9, "test": 9}
     assert [trial.phase for trial in recorder.started] == ["ablation"] * 4 + ["test"] * 4
@@ -202,7 +185,7 @@ def test_one_trial_of_an_ablation_that_ends_otherwise_lets_it_go_on(tmp_path: Pa
 
 
 def test_an_interrupt_loses_what_runs(tmp_path: Path) -> None:
-    plan = AblationPlan(_space(), tmp_path, Recorder())
+    plan = AblationPlan(ablation_space(), tmp_path, Recorder())
     first = plan.next()
     assert isinstance(first, Trial)
     plan.interrupt("interrupted")
@@ -212,7 +195,7 @@ def test_an_interrupt_loses_what_runs(tmp_path: Path) -> None:
 
 def test_a_repeated_step_is_taken_once(tmp_path: Path) -> None:
     recorder = Recorder()
-    plan = AblationPlan(_space(), tmp_path, recorder)
+    plan = AblationPlan(ablation_space(), tmp_path, recorder)
     trial = plan.next()
     assert isinstance(trial, Trial)
     for step in (10, 20, 10, 20, 30):
@@ -253,7 +236,7 @@ def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
 
 
 def test_records_have_a_column_for_what_variants_set(tmp_path: Path) -> None:
-    space = _space()
+    space = ablation_space()
     records = Records(tmp_path, space)
     run_inline(AblationPlan(space, tmp_path, Observers([], records)), tmp_path, _execute)
     records.close()
@@ -329,7 +312,7 @@ def test_missing_cells_are_named_with_their_setting(tmp_path: Path) -> None:
 
 
 def test_records_have_data_set_and_shots(tmp_path: Path) -> None:
-    space = _space(**CROSSED)
+    space = ablation_space(**CROSSED)
     records = Records(tmp_path, space)
     run_inline(AblationPlan(space, tmp_path, Observers([], records)), tmp_path, _crossed)
     records.close()
@@ -341,156 +324,11 @@ def test_records_have_data_set_and_shots(tmp_path: Path) -> None:
 
 
 def test_a_data_set_from_outside_takes_the_place_of_those_listed() -> None:
-    space = _space(**CROSSED).with_fixed({"data.name": "digits", "training.steps": 5}, "command line")
+    space = ablation_space(**CROSSED).with_fixed({"data.name": "digits", "training.steps": 5}, "command line")
     assert (space.datasets, space.shots) == (None, (1, 4))
     assert [(setting.dataset, setting.shots) for setting in space.settings] == [("digits", 1), ("digits", 4)]
     again = parse_ablation(space.resolved(), "study.yaml")
     assert list(again.cells()) == list(space.cells())
-
-
-def test_a_variant_of_another_method_has_that_methods_settings(tmp_path: Path) -> None:
-    variants = {"ammpl": {}, "coop": {"method": "coop"}, "quick": {"method": "coop", "training.steps": 3}}
-    space = _space(variants=variants, reference="ammpl", shots=[1, 16], fixed={**RAW["fixed"], "data.name": "dtd"})
-    one, sixteen = space.settings
-    assert space.config("ammpl", 1, one).training.steps == 30
-    coop = space.config("coop", 2, sixteen)
-    assert (coop.method, coop.data.name, coop.data.shots, coop.seeds.data) == ("coop", "dtd", 16, 2)
-    assert (coop.training.epochs, space.config("coop", 1, one).training.epochs) == (200, 50)  # as published
-    assert space.config("quick", 1, one).training.steps == 3
-    assert space.params("coop", one)["method"] == "coop" and space.params("ammpl", one)["method"] == "ammpl"
-    again = parse_ablation(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
-    assert again.fixed["training.learning_rate"] == 0.01  # AMMPL's own, written out
-    for cell in space.cells():
-        assert again.config(cell.variant, cell.repeat, cell.setting) == space.config(
-            cell.variant, cell.repeat, cell.setting
-        )
-
-
-def test_the_resolved_space_gives_the_same_configurations() -> None:
-    space = _space(test=True, seed=7, description="which mask")
-    again = parse_study_space(parse_yaml(dump_yaml(space.resolved()), "study.yaml"), "study.yaml")
-    assert isinstance(again, AblationSpace)
-    assert again.resolved() == space.resolved()
-    assert again.fixed["data.shots"] == 16  # every default written out
-    for variant in space.variants:
-        assert again.config(variant, 3) == space.config(variant, 3)
-
-
-def test_what_follows_from_a_varied_field_is_left_to_follow() -> None:
-    variants = {"one": {"data.shots": 1}, "all": {}}
-    space = _space(method="coop", fixed={}, variants=variants, reference="all")
-    assert "training.epochs" not in space.resolved()["fixed"]
-    again = parse_ablation(space.resolved(), "study.yaml")
-    assert (again.config("one", 1).training.epochs, again.config("all", 1).training.epochs) == (50, 200)
-
-
-def test_fixed_values_from_outside() -> None:
-    space = _space().with_fixed({"training.steps": 7}, "command line")
-    assert space.config("none", 1).training.steps == 7
-    with pytest.raises(UserError, match=r"command line: model.mask.kind: is what the variants vary \(none, random\)"):
-        _space().with_fixed({KIND: "none"}, "command line")
-
-
-MISTAKES: list[tuple[dict[str, Any], str]] = [
-    (
-        {"reference": "lerned"},
-        "s.yaml: reference: must be one of the variants, got 'lerned'. Fix: did you mean 'l",
-    ),
-    ({"reference": None}, "s.yaml: reference: must be a valid string, got None"),
-    ({"smallest_effect": 0.0}, "s.yaml: smallest_effect: must be greater than 0, got 0.0"),
-    ({"smallest_effect": "1 %"}, "s.yaml: smallest_effect: must be a valid number, got '1 %'"),
-    ({"smalest_effect": 0.1}, "s.yaml: smalest_effect: unknown key. Fix: did you mean 'smallest_effect'?"),
-    (
-        {"only": ["nune"]},
-        "s.yaml: only: must name variants, or trials such as learned-r3, got 'nune'. Fix: did you mean 'none'?",
-    ),
-    ({"family": []}, "s.yaml: family: must name at least one variant; without the key all are in it, got []"),
-    ({"family": ["none", "none"]}, "s.yaml: family: each variant must be named once"),
-    ({"family": ["learned"]}, "s.yaml: family: must name variants other than the reference, got 'learned'"),
-    ({"family": ["nune"]}, "s.yaml: family: must name variants other than the reference, got 'nune'. Fix: did y"),
-    ({"family": "none"}, "s.yaml: family: must be a valid tuple, got 'none'"),
-    ({"variants": {"learned": {}}}, "s.yaml: variants: must name at least two variants, the reference among them"),
-    ({"variants": [1]}, "s.yaml: variants: must be a valid dictionary, got [1]"),
-    ({"variants": {"a/b": {}, "learned": {}}}, "s.yaml: variants: 'a/b' cannot name a variant: at most 40 letter"),
-    ({"variants": {1: {}, "learned": {}}}, "s.yaml: variants: 1 cannot name a variant"),
-    ({"variants": {"Learned": {}, "learned": {}}}, "must differ in more than upper and lower case"),
-    ({"variants": {"other": {}, "learned": {}}}, "s.yaml: variants.learned: is the same configuration as 'other'"),
-    ({"variants": {"x": {KIND: "learned"}, "learned": {}}}, "variants.learned: is the same configuration as 'x'"),
-    ({"variants": {"x": 3, "learned": {}}}, "s.yaml: variants.x: must be a valid dictionary, got 3"),
-    (
-        {"variants": {"x": {"model.mask.kin": "none"}, "learned": {}}},
-        "variants.x: model.mask.kin: unknown name. F",
-    ),
-    ({"variants": {"x": {KIND: "nune"}, "learned": {}}}, "s.yaml: variants.x: model.mask.kind: must be 'learned'"),
-    ({"variants": {"x": {KIND: [1]}, "learned": {}}}, "s.yaml: variants.x.model.mask.kind"),
-    ({"variants": {"x": {"method": "cop"}, "learned": {}}}, "variants.x: method: unknown method, got 'cop'. Fix"),
-    (
-        {"variants": {"x": {"method": "coop", KIND: "learned"}, "learned": {}}},
-        "variants.x: method 'coop' is defined by model.mask.kind = 'none', got 'learned'",
-    ),
-    ({"datasets": []}, "s.yaml: datasets: must list at least one; without the key it is the fixed value alone"),
-    ({"datasets": ["digits", "digits"]}, "s.yaml: datasets: must differ"),
-    ({"datasets": ["a/pets", "b/pets"]}, "s.yaml: datasets: must differ in their last part"),
-    ({"datasets": "digits"}, "s.yaml: datasets: must be a valid tuple, got 'digits'"),
-    ({"shots": [1, True]}, "s.yaml: shots.1: must be a valid integer, got True"),
-    ({"shots": [1, 4, 1]}, "s.yaml: shots: must differ"),
-    ({"shots": [0]}, "data.shots: must be greater than or equal to 1, got 0"),
-    ({"shots": [1, "x"]}, "s.yaml: shots.1: must be a valid integer, got 'x'"),
-    (
-        {"shots": [1], "fixed": {"data.shots": 4}},
-        "s.yaml: shots: lists what fixed sets too: data.shots. Fix: keep one",
-    ),
-    (
-        {"datasets": ["dtd"], "variants": {"x": {"data.name": "digits"}, "learned": {}}},
-        "s.yaml: datasets: lists what variants.x sets too: data.name",
-    ),
-    (
-        {"shots": [1, 2], "variants": {"x": {"data.validation_shots": 0}, "learned": {}}},
-        "s.yaml: variants.x: data.validation_shots: must be greater",
-    ),
-    ({"variants": {"x": {"seeds.data": 3}, "learned": {}}}, "variants.x: seeds.data: seeds come from the study's"),
-    ({"repeats": [1]}, "s.yaml: repeats: must be at least two: one has no spread, so no interval, got [1]"),
-    ({"repeats": [1, 1]}, "s.yaml: repeats: must differ: a repeat run twice is no second observation, got [1, 1]"),
-    ({"repeats": [1, -2]}, "s.yaml: repeats: must be whole numbers, 0 or more, got [1, -2]"),
-    ({"repeats": [1, True]}, "s.yaml: repeats: must be whole numbers, 0 or more"),
-    ({"repeats": 5}, "s.yaml: repeats: must be a valid tuple, got 5"),
-    ({"fixed": {"model.mask.scop": "task"}}, "s.yaml: fixed: model.mask.scop: unknown name. Fix: did you mean"),
-    ({"parameters": {}}, "s.yaml: parameters: belongs to a search, and this is an ablation. Fix: remove it"),
-    ({"sampler": {"name": "tpe"}}, "s.yaml: sampler: belongs to a search"),
-    ({"pruner": {"name": "none"}}, "s.yaml: pruner: belongs to a search"),
-    ({"budget": {"trials": 0}}, "s.yaml: budget.trials: must be greater than or equal to 1, got 0"),
-    (
-        {"budget": {"target": 0.9}},
-        "s.yaml: budget: 'target' belongs to a search: an ablation compares all its variants",
-    ),
-    ({"budget": {"tiem": "1h"}}, "s.yaml: budget.tiem: unknown key. Fix: did you mean 'budget.time'?"),
-    ({"confirm": None}, "s.yaml: confirm: belongs to a search"),
-    ({"variant": {}}, "s.yaml: variant: unknown key. Fix: did you mean 'variants'?"),
-    ({"method": "amppl"}, "s.yaml: method: is unknown, got 'amppl'. Fix: did you mean 'ammpl'?"),
-    ({"kind": "ablatoin"}, "s.yaml: kind: is unknown, got 'ablatoin'. Fix: did you mean 'ablation'?"),
-    ({"kind": 3}, "s.yaml: kind: is unknown, got 3. Fix: known: ablation, search"),
-    ({"test": "yes"}, "s.yaml: test: must be a valid boolean, got 'yes'"),
-    ({"objective": {"metric": "test/accuracy"}}, "s.yaml: objective.metric: tuning never sees the test split"),
-    (
-        {"objective": {"metrik": "x"}},
-        "s.yaml: objective.metrik: unknown key. Fix: did you mean 'objective.metric'",
-    ),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), MISTAKES)
-def test_mistakes(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_study_space({**RAW, **changes}, "s.yaml")
-    assert message in str(caught.value)
-
-
-def test_a_missing_kind_or_key() -> None:
-    with pytest.raises(UserError, match=r"s.yaml: has variants, as an ablation does, but no 'kind'. Fix: write 'kind"):
-        parse_study_space({key: value for key, value in RAW.items() if key != "kind"}, "s.yaml")
-    for key in ("reference", "variants", "name", "version"):
-        with pytest.raises(UserError, match=f"s.yaml: {key}: is required"):
-            parse_study_space({k: value for k, value in RAW.items() if k != key}, "s.yaml")
 
 
 def test_the_command_line_takes_an_ablation(
@@ -508,7 +346,7 @@ def test_the_command_line_takes_an_ablation(
         return _run(tmp_path, works.pop(0))[2]
 
     monkeypatch.setattr(study, "run_study", run)
-    (tmp_path / "masks.yaml").write_text(dump_yaml(RAW))
+    (tmp_path / "masks.yaml").write_text(dump_yaml(ABLATION))
     flags = [str(tmp_path / "masks.yaml"), "--seed", "3", "--set", "training.steps=7"]
     assert cli.main(flags) == 0
     out = capsys.readouterr().out
@@ -519,10 +357,3 @@ def test_the_command_line_takes_an_ablation(
     assert "no trial of the ablation completed\n" in capsys.readouterr().out
     assert cli.main([*flags, "--set", f"{KIND}=none"]) == 2
     assert f"command line: {KIND}: is what the variants vary" in capsys.readouterr().err
-
-
-def test_a_dry_run_prints_the_resolved_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "masks.yaml").write_text(dump_yaml(RAW))
-    assert cli.main([str(tmp_path / "masks.yaml"), "--dry-run"]) == 0
-    printed = parse_yaml(capsys.readouterr().out, "printed")
-    assert printed == parse_yaml(dump_yaml(_space().resolved()), "resolved")

@@ -19,8 +19,8 @@ from ammpl.study.schema import SETTABLE, schema_text
 from ammpl.study.space_file import parse_study_space, read_space
 from ammpl.yaml_file import parse_yaml, read_yaml
 from tests import test_bad_input, test_config
-from tests.study import test_ablation, test_samplers_and_pruners, test_space, test_start, test_two_objectives
-from tests.study.fakes import small_space
+from tests.study import test_ablation_space, test_samplers_and_pruners, test_space, test_start, test_two_objectives
+from tests.study.fakes import ABLATION, small_space
 from tests.study.test_space_property import _mutated, files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +70,8 @@ def _mistakes() -> Iterator[tuple[str, Any]]:
     for path, value, text in test_space.MISTAKES:
         if text is not None:
             yield text, test_space._with(path, value)
-    for changes, text in test_ablation.MISTAKES:
-        yield text, {**test_ablation.RAW, **changes}
+    for changes, text in test_ablation_space.MISTAKES:
+        yield text, {**ABLATION, **changes}
     for changes, text in test_two_objectives.MISTAKES:
         yield text, {**small, **test_two_objectives.TWO, **changes}
     for changes, text in test_samplers_and_pruners.MISTAKES:
