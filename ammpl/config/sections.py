@@ -280,7 +280,8 @@ class TrainingConfig(Section):
         probe_masks: whether the last evaluation also measures what learned masks mean
             (:mod:`ammpl.training.mask_probe`).
         grad_tolerance: with masks of scope ``class`` or ``text``, (image, class) pairs whose score moves the
-            loss by less get no gradient, |dL/ds| < tolerance; 0 is exact.
+            loss by less get no gradient, |dL/ds| < tolerance; 0 is exact. ``train/skipped_pairs`` and
+            ``train/skipped_gradient`` are then their number and the sum of their |dL/ds|, means over steps.
         chunk: with masks of scope ``class`` or ``text``, pairs in flight: bounds the memory, and changes sums in their
             last digits only. None takes what two gigabytes hold, on a GPU half of its free memory.
     """

@@ -36,12 +36,12 @@ class Backward:
 
     Attributes:
         loss: mean cross-entropy in nats, a scalar tensor without gradient.
-        skipped: share of pairs left out of the second pass.
-        skipped_gradient: share of the sum of |dL/ds| that they had.
+        skipped: how many pairs were left out of the second pass.
+        skipped_gradient: the sum of their |dL/ds|; that of all pairs is at most 2.
     """
 
     loss: Tensor
-    skipped: float = 0.0
+    skipped: int = 0
     skipped_gradient: float = 0.0
 
 
@@ -108,8 +108,8 @@ def backward(
         scored_R.backward(slope_R[pairs_R].to(scored_R.dtype))
     if tolerance == 0:
         return Backward(loss.detach())
-    left_out = 1 - (size_R[kept_R].sum() / size_R.sum()).item()
-    return Backward(loss.detach(), 1 - len(kept_R) / len(everything), left_out)
+    left_out = (size_R[everything].sum() - size_R[kept_R].sum()).item()
+    return Backward(loss.detach(), len(everything) - len(kept_R), left_out)
 
 
 def pairs_in_flight(backbone: Backbone) -> int:

@@ -224,4 +224,5 @@ def test_class_scope_in_chunks_trains_as_one_graph_does(tmp_path):
     ((_, exact),) = numbers(whole.with_values({"training.steps": 2}), tmp_path / "c")
     assert "train/skipped_pairs" not in exact
     ((_, some),) = numbers(whole.with_values({"training.steps": 2, "training.grad_tolerance": 0.01}), tmp_path / "d")
-    assert 0 < some["train/skipped_pairs"] < 1 and 0 < some["train/skipped_gradient"] < some["train/skipped_pairs"]
+    assert 0 < some["train/skipped_pairs"] < 4 * 10
+    assert 0 < some["train/skipped_gradient"] < 0.01 * some["train/skipped_pairs"]
