@@ -123,7 +123,7 @@ class MaskConfig(Section):
         kind: ``learned``; ``binary`` (deterministic threshold with straight-through gradients, no sampling);
             ``random`` (fixed keep rate, not learned); ``none``.
         scope: ``class`` (the paper: an image pass a class); ``text`` (a pass a class too: one matrix and padding, to
-            which small networks add what they make of each class's text, so that new classes have their own);
+            which small networks add what they make of each class's name, so that new classes have their own);
             ``task`` (one matrix for all classes: one pass).
         width: hidden width of the networks of scope ``text``.
         parameterization: ``sigmoid`` of free logits, or ``clamp`` of raw probabilities to [1e-4, 1 - 1e-4] with the

@@ -16,6 +16,7 @@ Shapes: B images, C classes, G 1 or C, N patches, T text width, V vision width, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -139,8 +140,19 @@ class AMMPL(nn.Module):
         return self.image_prompt is not None and self.config.mask.scope in ("class", "text")
 
     def classes(self, names: Sequence[str]) -> Classes:
-        """Prepare class names for scoring; see :meth:`TextPrompt.classes`."""
-        return self.text_prompt.classes(names)
+        """Prepare class names for scoring; see :meth:`TextPrompt.classes`.
+
+        With masks of scope ``text``, their networks read what sets a class's name apart: its frozen sentence's
+        normalised feature less the mean of the trained classes'. What all classes share would give all the same mask.
+        """
+        classes = self.text_prompt.classes(names)
+        if self.image_prompt is None or self.config.mask.scope != "text":
+            return classes
+
+        def sentences(names: tuple[str, ...]) -> Tensor:
+            return F.normalize(sentence_features(self.backbone, self.text_prompt.template, names), dim=-1)
+
+        return replace(classes, apart_CD=sentences(classes.names) - sentences(self.text_prompt.class_names).mean(0))
 
     def forward(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes, step: int) -> Tensor:
         """Return training logits (B, C) of every class, candidate or not; masks are drawn with the step's noise.
@@ -152,13 +164,12 @@ class AMMPL(nn.Module):
             step: the training step, from 0; with the noise seed it decides every random draw.
         """
         if self.image_prompt is None:
-            return self._score(patches_BNV, pooled_BD, classes, None, None, step)
+            return self._score(patches_BNV, pooled_BD, classes, None, step)
         assert patches_BNV is not None
-        alone_CD = self.text_alone(classes)
         rows_G = self.image_prompt.rows(classes.trained_C)
         uniform_BGN = self.training_noise(len(patches_BNV), len(rows_G), step)
-        mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN, alone_CD)
-        return self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_BGN, step)
+        mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN, classes.apart_CD)
+        return self._score(patches_BNV, pooled_BD, classes, mask_BGN, step)
 
     @torch.no_grad()
     def predict(
@@ -182,20 +193,19 @@ class AMMPL(nn.Module):
             every_class: score the classes that are no candidates too; else these get minus infinity.
         """
         if self.image_prompt is None:
-            return self._score(patches_BNV, pooled_BD, classes, None, None, None)
+            return self._score(patches_BNV, pooled_BD, classes, None, None)
         candidates_BC = None if every_class else self.candidates(pooled_BD, classes)
-        alone_CD = self.text_alone(classes)
         rows_G = self.image_prompt.rows(classes.trained_C)
         sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
         draws = self.config.mask.samples if sampled else 1
         logits = []
         for draw in range(draws):
             uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
-            mask_GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, alone_CD)
+            mask_GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, classes.apart_CD)
             if change is not None:
                 mask_GN = change(mask_GN)
             if candidates_BC is None:
-                logits.append(self._score(patches_BNV, pooled_BD, classes, alone_CD, mask_GN[None], None))
+                logits.append(self._score(patches_BNV, pooled_BD, classes, mask_GN[None], None))
             else:
                 assert patches_BNV is not None
                 image_R, class_R = candidates_BC.nonzero(as_tuple=True)
@@ -225,31 +235,27 @@ class AMMPL(nn.Module):
 
     def text_alone(self, classes: Classes, deeper_JMT: Tensor | None = None) -> Tensor | None:
         """Return the text features Z0 (C, D) of the context alone; None where nothing reads them."""
-        text_scope = self.image_prompt is not None and self.config.mask.scope == "text"
-        read = text_scope or self.text_to_image is not None or self.image_to_text is None
+        read = self.text_to_image is not None or self.image_to_text is None
         return self.text_prompt(classes, deeper_JMT=deeper_JMT) if read else None
 
     def probabilities(self, classes: Classes) -> Tensor:
         """Return the probabilities (G, N) with which learned masks keep each patch."""
         assert self.image_prompt is not None
         rows_G, mask = self.image_prompt.rows(classes.trained_C), self.image_prompt.mask
-        text_GD = self.text_alone(classes) if mask.from_text is not None else None
-        return mask.logits_and_probabilities(rows_G, text_GD)[1]
+        return mask.logits_and_probabilities(rows_G, classes.apart_CD)[1]
 
     def _score(
         self,
         patches_BNV: Tensor | None,
         pooled_BD: Tensor | None,
         classes: Classes,
-        alone_CD: Tensor | None,
         mask_BGN: Tensor | None,
         step: int | None,
     ) -> Tensor:
         extra_JnV = deeper_JMT = None
         if self.tokens is not None:
             extra_JnV, deeper_JMT = self.tokens(getattr(self.text_prompt, "context", None))
-        if alone_CD is None:
-            alone_CD = self.text_alone(classes, deeper_JMT)
+        alone_CD = self.text_alone(classes, deeper_JMT)
 
         if extra_JnV is not None:
             assert patches_BNV is not None
@@ -264,7 +270,8 @@ class AMMPL(nn.Module):
                 text_GV = self.text_to_image(alone_CD)
                 if len(text_GV) != mask_BGN.shape[1]:  # scope task: one padding hears all classes
                     text_GV = text_GV.mean(0, keepdim=True)
-            paddings = self.image_prompt.paddings(self.image_prompt.rows(classes.trained_C), text_GV, step, alone_CD)
+            rows_G = self.image_prompt.rows(classes.trained_C)
+            paddings = self.image_prompt.paddings(rows_G, text_GV, step, classes.apart_CD)
             image_BGD = self.image_prompt(patches_BNV, mask_BGN, paddings)
 
         if self.image_to_text is None:
@@ -306,12 +313,12 @@ class AMMPL(nn.Module):
         rows_C = self.image_prompt.rows(chosen.trained_C)
 
         alone_CD = self.text_alone(chosen)
-        alone_RD = alone_CD[place_R] if alone_CD is not None else None
         mask_RN = noise_or_mask_RN
         if step is not None:
-            mask_RN = mask.sample(rows_C[place_R], noise_or_mask_RN[None], alone_RD)[0]
+            apart_RD = None if chosen.apart_CD is None else chosen.apart_CD[place_R]
+            mask_RN = mask.sample(rows_C[place_R], noise_or_mask_RN[None], apart_RD)[0]
         text_CV = self.text_to_image(alone_CD) if self.text_to_image is not None else None
-        paddings = self.image_prompt.paddings(rows_C, text_CV, step, alone_CD)
+        paddings = self.image_prompt.paddings(rows_C, text_CV, step, chosen.apart_CD)
         image_RD = self.image_prompt.features(patches_BNV[image_R], mask_RN, paddings, place_R)
 
         if self.image_to_text is None:

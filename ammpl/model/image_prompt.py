@@ -41,11 +41,11 @@ class ProbabilityMatrix(nn.Module):
         rows: of the matrix.
         patches: N.
         dtype: of the parameter.
-        from_text: with scope ``text``, the network g from Z0 to what is added to the matrix.
+        from_name: with scope ``text``, the network g from a class's name to what is added to the matrix.
     """
 
     def __init__(
-        self, config: MaskConfig, rows: int, patches: int, dtype: torch.dtype, from_text: LightNetwork | None = None
+        self, config: MaskConfig, rows: int, patches: int, dtype: torch.dtype, from_name: LightNetwork | None = None
     ):
         super().__init__()
         self.config = config
@@ -53,26 +53,26 @@ class ProbabilityMatrix(nn.Module):
             p = torch.tensor(config.initial_probability, dtype=dtype)
             start = p.logit() if config.parameterization == "sigmoid" else p
             self.matrix_GN = nn.Parameter(start.expand(rows, patches).clone())
-            self.from_text = from_text
+            self.from_name = from_name
 
-    def logits_and_probabilities(self, rows_G: Tensor, text_GD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logits_and_probabilities(self, rows_G: Tensor, names_GD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (logits, p) of G masks, each (G, N).
 
         Args:
             rows_G: rows of the matrix; -1, a new class, is the mean of all rows.
-            text_GD: with scope ``text``, the classes' text features Z0.
+            names_GD: with scope ``text``, what sets the classes' names apart.
         """
         matrix_GN = _rows_or_mean(self.matrix_GN, rows_G)
-        if self.from_text is not None:
-            assert text_GD is not None
-            matrix_GN = matrix_GN + self.from_text(text_GD)
+        if self.from_name is not None:
+            assert names_GD is not None
+            matrix_GN = matrix_GN + self.from_name(names_GD)
         if self.config.parameterization == "sigmoid":
             return matrix_GN, matrix_GN.sigmoid()
         # Clamped forward, straight through backward: a probability pushed outside can still come back.
         p_GN = matrix_GN + (matrix_GN.clamp(CLAMP, 1 - CLAMP) - matrix_GN).detach()
         return p_GN.logit(), p_GN
 
-    def sample(self, rows_G: Tensor, uniform_BGN: Tensor, text_GD: Tensor | None = None) -> Tensor:
+    def sample(self, rows_G: Tensor, uniform_BGN: Tensor, names_GD: Tensor | None = None) -> Tensor:
         """Draw training masks (B, G, N): 1 keeps, 0 masks.
 
         ``learned``: a binary-concrete sample (Maddison et al. 2017, eq. 10; Jang et al. 2017),
@@ -82,11 +82,11 @@ class ProbabilityMatrix(nn.Module):
         Args:
             rows_G: rows of the matrix, -1 for a new class.
             uniform_BGN: the step's noise, uniform in (0, 1).
-            text_GD: with scope ``text``, the classes' text features Z0.
+            names_GD: with scope ``text``, what sets the classes' names apart.
         """
         if self.config.kind == "random":
             return (uniform_BGN < self.config.keep_rate).to(uniform_BGN.dtype)
-        logits_GN, p_GN = self.logits_and_probabilities(rows_G, text_GD)
+        logits_GN, p_GN = self.logits_and_probabilities(rows_G, names_GD)
         if self.config.kind == "binary":
             hard_GN = (p_GN >= 0.5).to(p_GN.dtype)
             return _straight_through(hard_GN, p_GN).expand_as(uniform_BGN)
@@ -98,17 +98,17 @@ class ProbabilityMatrix(nn.Module):
         hard_BGN = (soft_BGN > 0.5).to(soft_BGN.dtype)
         return _straight_through(hard_BGN, soft_BGN)
 
-    def evaluate(self, rows_G: Tensor, uniform_GN: Tensor, text_GD: Tensor | None = None) -> Tensor:
+    def evaluate(self, rows_G: Tensor, uniform_GN: Tensor, names_GD: Tensor | None = None) -> Tensor:
         """Return evaluation masks (G, N), the same for every image.
 
         Args:
             rows_G: rows of the matrix, -1 for a new class.
             uniform_GN: one fixed draw, for ``kind: random`` and ``evaluation: samples``; unused otherwise.
-            text_GD: with scope ``text``, the classes' text features Z0.
+            names_GD: with scope ``text``, what sets the classes' names apart.
         """
         if self.config.kind == "random":
             return (uniform_GN < self.config.keep_rate).to(uniform_GN.dtype)
-        _, p_GN = self.logits_and_probabilities(rows_G, text_GD)
+        _, p_GN = self.logits_and_probabilities(rows_G, names_GD)
         if self.config.kind == "binary" or self.config.evaluation == "threshold":
             return (p_GN >= 0.5).to(p_GN.dtype)
         if self.config.evaluation == "expectation":
@@ -151,14 +151,14 @@ class ImagePrompt(nn.Module):
         if learned:
             self.padding_JGV = nn.Parameter(0.02 * torch.randn(J, rows, V, generator=generator, dtype=dtype))
 
-        def from_text(output_width: int) -> LightNetwork | None:
+        def from_name(output_width: int) -> LightNetwork | None:
             if mask.scope != "text":
                 return None
             D, r = backbone.joint_width, mask.width
             return LightNetwork(D, r, output_width, strength=1.0, generator=generator, dtype=dtype)
 
-        self.mask = ProbabilityMatrix(mask, rows, backbone.patch_count, dtype, from_text(backbone.patch_count))
-        self.padding_from_text = from_text(J * V) if learned else None
+        self.mask = ProbabilityMatrix(mask, rows, backbone.patch_count, dtype, from_name(backbone.patch_count))
+        self.padding_from_name = from_name(J * V) if learned else None
 
     def rows(self, trained_C: Tensor) -> Tensor:
         """Return which row of matrix and padding serves each of G masks; -1 is the mean of all."""
@@ -168,7 +168,7 @@ class ImagePrompt(nn.Module):
         return shared_C if self.mask.config.scope == "text" else shared_C[:1]
 
     def paddings(
-        self, rows_G: Tensor, text_GV: Tensor | None, step: int | None, text_GD: Tensor | None = None
+        self, rows_G: Tensor, text_GV: Tensor | None, step: int | None, names_GD: Tensor | None = None
     ) -> Tensor | None:
         """Return what stands on masked positions: (J, G, 1 or N, V), or None for depth 0.
 
@@ -176,7 +176,7 @@ class ImagePrompt(nn.Module):
             rows_G: rows, -1 for a new class.
             text_GV: N2 of the text features, shared by the depths; None where N2 does not exist.
             step: the training step, of which redrawn noise depends; None at evaluation.
-            text_GD: with scope ``text``, the classes' text features Z0.
+            names_GD: with scope ``text``, what sets the classes' names apart.
         """
         config, J, G = self.padding_config, self.padding_config.depth, len(rows_G)
         if J == 0:
@@ -188,9 +188,9 @@ class ImagePrompt(nn.Module):
         content = torch.zeros(J, G, V, dtype=self.backbone.dtype, device=rows_G.device)
         if config.content != "text":
             content = _rows_or_mean(self.padding_JGV, rows_G, dim=1)
-        if self.padding_from_text is not None:
-            assert text_GD is not None
-            content = content + self.padding_from_text(text_GD).view(G, J, V).transpose(0, 1)
+        if self.padding_from_name is not None:
+            assert names_GD is not None
+            content = content + self.padding_from_name(names_GD).view(G, J, V).transpose(0, 1)
         if text_GV is not None:
             content = content + text_GV
         return content[:, :, None]

@@ -28,6 +28,7 @@ class Classes:
             embeddings.
         ends_C: index of the end token; on the CPU.
         fixed_CD: features of the hand-written sentences, when the context is fixed; else None.
+        apart_CD: what sets each name apart, where networks of scope ``text`` read it; else None.
     """
 
     names: tuple[str, ...]
@@ -35,14 +36,17 @@ class Classes:
     embeddings_CLT: Tensor
     ends_C: Tensor
     fixed_CD: Tensor | None
+    apart_CD: Tensor | None = None
 
     def at(self, chosen: Tensor) -> Classes:
         """Return some of the classes, in this order."""
         names = tuple(self.names[index] for index in chosen.tolist())
         fixed_CD = None if self.fixed_CD is None else self.fixed_CD[chosen]
-        if fixed_CD is not None:
-            return Classes(names, self.trained_C[chosen], self.embeddings_CLT, self.ends_C, fixed_CD)
-        return Classes(names, self.trained_C[chosen], self.embeddings_CLT[chosen], self.ends_C[chosen.cpu()], None)
+        apart_CD = None if self.apart_CD is None else self.apart_CD[chosen]
+        trained_C, embeddings_CLT, ends_C = self.trained_C[chosen], self.embeddings_CLT, self.ends_C
+        if fixed_CD is None:
+            embeddings_CLT, ends_C = embeddings_CLT[chosen], ends_C[chosen.cpu()]
+        return Classes(names, trained_C, embeddings_CLT, ends_C, fixed_CD, apart_CD)
 
 
 @lru_cache(maxsize=16)

@@ -14,17 +14,19 @@ from ammpl.model.image_prompt import seeded_generator
 
 COOP_WARMUP_LR = 1e-5
 MOMENTUM = 0.9
+MASK = ("image_prompt.mask.matrix_GN", "image_prompt.mask.from_name.output_")
 
 
 def build_optimizer(model: AMMPL, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimiser: the mask in its own group, with its own learning rate and no weight decay.
 
+    The mask is what its logits are linear in: the matrix, and the last layer of scope ``text``'s network.
     Each group's ``initial_lr`` is its peak, which :func:`schedule` scales.
     """
     mask: list[torch.nn.Parameter] = []
     common: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (mask if name.endswith("matrix_GN") else common).append(parameter)
+        (mask if name.startswith(MASK) else common).append(parameter)
     groups = [{"params": common, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
     if mask:
         mask_lr = config.learning_rate * config.mask_lr_multiplier

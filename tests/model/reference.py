@@ -93,6 +93,17 @@ def maple(backbone, pixels: Tensor, phrase: str, contexts, layers, names) -> Ten
     return torch.stack([torch.stack([cosine_logit(backbone, image, text) for text in texts]) for image in images])
 
 
+def names_apart(backbone, names, trained) -> list[Tensor]:
+    """What sets each name apart: its sentence's unit feature (D,) less the mean of the trained classes'."""
+
+    def sentence(name: str) -> Tensor:
+        text = backbone.clip.encode_text(backbone.tokenizer([f"a photo of a {name}."]))[0].detach()
+        return text / text.norm()
+
+    mean = sum(sentence(name) for name in trained) / len(trained)
+    return [sentence(name) - mean for name in names]
+
+
 def masked_image(backbone, pixel: Tensor, mask_N: Tensor, paddings_JV: Tensor) -> Tensor:
     """Image feature (D,) with masked patches replaced before the position embedding, and again before each block."""
     visual = backbone.clip.visual

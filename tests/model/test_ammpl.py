@@ -150,10 +150,10 @@ def test_masks_of_each_class_equal_the_plain_reference(backbone64, images, scope
     matrix = prompt.mask.matrix_GN
     paddings = prompt.padding_JGV if depth else torch.zeros(0, len(NAMES), 24, dtype=torch.float64)
     if scope == "text":
-        alone = [reference.encode_prompt(backbone64, model.text_prompt.context, name) for name in NAMES]
-        matrix = torch.stack([matrix[0] + reference.meta_net(prompt.mask.from_text, text) for text in alone])
+        apart = reference.names_apart(backbone64, NAMES, NAMES)
+        matrix = torch.stack([matrix[0] + reference.meta_net(prompt.mask.from_name, name) for name in apart])
         if depth:
-            written = [reference.meta_net(prompt.padding_from_text, text).view(depth, 24) for text in alone]
+            written = [reference.meta_net(prompt.padding_from_name, name).view(depth, 24) for name in apart]
             paddings = paddings + torch.stack(written, 1)
     masks = reference.binary_concrete(matrix, uniform, 0.7, hard=estimator == "straight_through")
     expected = reference.ammpl(
@@ -278,13 +278,15 @@ def test_text_scope_writes_new_classes_masks_and_paddings_of_their_own(backbone6
 
     def prompts():
         classes = model.classes(names)
-        p_CN, alone_CD = model.probabilities(classes), model.text_alone(classes)
-        paddings = model.image_prompt.paddings(model.image_prompt.rows(classes.trained_C), None, None, alone_CD)
+        p_CN, rows_C = model.probabilities(classes), model.image_prompt.rows(classes.trained_C)
+        paddings = model.image_prompt.paddings(rows_C, None, None, classes.apart_CD)
         return p_CN, paddings[:, :, 0].transpose(0, 1).reshape(len(names), -1)
 
     for values in prompts():  # what the networks add starts at zero
         torch.testing.assert_close(values, values[:1].expand_as(values), **CLOSE)
     randomize(model)
+    apart = reference.names_apart(backbone64, names, NAMES[:3])
+    torch.testing.assert_close(model.classes(names).apart_CD, torch.stack(apart), **CLOSE)
     for values in prompts():
         for first, second in ((0, 1), (0, 2), (1, 2)):
             assert (values[first] - values[second]).abs().max() > 1e-3

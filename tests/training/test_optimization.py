@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ammpl.config import resolve
-from ammpl.training.optimization import batches, schedule, steps_per_epoch, total_steps
+from ammpl.model.ammpl import AMMPL
+from ammpl.model.backbone import load_backbone
+from ammpl.training.optimization import batches, build_optimizer, schedule, steps_per_epoch, total_steps
 
 
 def training(**values):
@@ -40,6 +42,21 @@ def test_the_coop_schedule_is_the_published_one():
 @pytest.mark.parametrize(("images", "size", "expected"), [(160, 16, 10), (10, 32, 1), (47, 32, 1), (64, 32, 2)])
 def test_the_last_partial_batch_is_dropped_unless_it_is_the_only_one(images, size, expected):
     assert steps_per_epoch(images, size) == expected
+
+
+@pytest.mark.parametrize("scope", ["class", "text"])
+def test_what_the_mask_is_linear_in_learns_at_its_own_rate_without_decay(scope):
+    values = {"model.mask.scope": scope, "training.learning_rate": 0.01, "training.mask_lr_multiplier": 25.0}
+    config = resolve("ammpl", values)
+    model = AMMPL(config.model, load_backbone(config.backbone), ["zero", "one"], config.seeds)
+    common, mask = build_optimizer(model, config.training).param_groups
+    assert (common["lr"], mask["lr"], common["weight_decay"], mask["weight_decay"]) == (0.01, 0.25, 1e-4, 0)
+    prompt = model.image_prompt
+    expected = [prompt.mask.matrix_GN]
+    if scope == "text":
+        expected += [prompt.mask.from_name.output_weight, prompt.mask.from_name.output_bias]
+    assert [id(parameter) for parameter in mask["params"]] == [id(parameter) for parameter in expected]
+    assert len(common["params"]) + len(mask["params"]) == len(list(model.parameters()))
 
 
 def test_every_epoch_is_a_new_order_of_all_images():
