@@ -319,7 +319,7 @@ class AMMPL(nn.Module):
             mask_RN = mask.sample(rows_C[place_R], noise_or_mask_RN[None], apart_RD)[0]
         text_CV = self.text_to_image(alone_CD) if self.text_to_image is not None else None
         paddings = self.image_prompt.paddings(rows_C, text_CV, step, chosen.apart_CD)
-        image_RD = self.image_prompt.features(patches_BNV[image_R], mask_RN, paddings, place_R)
+        image_RD = self.image_prompt.of_pairs(patches_BNV, image_R, mask_RN, paddings, place_R, evaluates=step is None)
 
         if self.image_to_text is None:
             assert alone_CD is not None

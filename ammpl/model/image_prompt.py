@@ -218,33 +218,50 @@ class ImagePrompt(nn.Module):
             mask_BGN: 1 keeps; B may be 1.
             paddings_JGNV: from :meth:`paddings`.
         """
-        B, N, V = patches_BNV.shape
-        G = mask_BGN.shape[1]
-        if len(mask_BGN) == 1 and not torch.is_grad_enabled():
-            whole_G = (mask_BGN[0] == 1).all(-1)
-            if whole_G.any():  # nothing is replaced: one pass of the plain image serves all of these
-                plain_BD = self.backbone.image_features(patches_BNV)
-                features_BGD = plain_BD[:, None].repeat(1, G, 1)
-                if not whole_G.all():
-                    paddings = None if paddings_JGNV is None else paddings_JGNV[:, ~whole_G]
-                    features_BGD[:, ~whole_G] = self(patches_BNV, mask_BGN[:, ~whole_G], paddings)
-                return features_BGD
-        tokens_RNV = patches_BNV[:, None].expand(B, G, N, V).reshape(B * G, N, V)
-        groups_R = torch.arange(G, device=tokens_RNV.device).repeat(B)
-        features_RD = self.features(tokens_RNV, mask_BGN.expand(B, G, N).reshape(B * G, N), paddings_JGNV, groups_R)
+        B, G = len(patches_BNV), mask_BGN.shape[1]
+        device = patches_BNV.device
+        image_R = torch.arange(B, device=device).repeat_interleave(G)
+        groups_R = torch.arange(G, device=device).repeat(B)
+        mask_RN = mask_BGN.expand(B, -1, -1).flatten(0, 1)
+        fixed = len(mask_BGN) == 1 and not torch.is_grad_enabled()
+        features_RD = self.of_pairs(patches_BNV, image_R, mask_RN, paddings_JGNV, groups_R, evaluates=fixed)
         return features_RD.view(B, G, -1)
 
-    def features(self, patches_RNV: Tensor, mask_RN: Tensor, paddings_JGNV: Tensor | None, groups_R: Tensor) -> Tensor:
-        """Return image features (R, D) of R masked images, not normalised.
+    def of_pairs(
+        self,
+        patches_BNV: Tensor,
+        image_R: Tensor,
+        mask_RN: Tensor,
+        paddings_JGNV: Tensor | None,
+        groups_R: Tensor,
+        *,
+        evaluates: bool,
+    ) -> Tensor:
+        """Return image features (R, D) of (image, mask) pairs, not normalised.
 
         Args:
-            patches_RNV: patch tokens before positions.
-            mask_RN: 1 keeps.
+            patches_BNV: patch tokens before positions.
+            image_R: each pair's image.
+            mask_RN: each pair's mask, 1 keeps.
             paddings_JGNV: from :meth:`paddings`.
-            groups_R: which of the G paddings each one gets.
+            groups_R: which of the G paddings each pair gets.
+            evaluates: masks that keep everything share a pass of the plain image; without gradients only.
         """
+        if evaluates:
+            whole_R = (mask_RN == 1).all(-1)
+            if whole_R.any():
+                plain, place_R = image_R[whole_R].unique(return_inverse=True)
+                plain_RD = self.backbone.image_features(patches_BNV[plain])[place_R]
+                features_RD = plain_RD.new_empty(len(mask_RN), plain_RD.shape[1])
+                features_RD[whole_R] = plain_RD
+                if not whole_R.all():
+                    rest = ~whole_R
+                    features_RD[rest] = self.of_pairs(
+                        patches_BNV, image_R[rest], mask_RN[rest], paddings_JGNV, groups_R[rest], evaluates=False
+                    )
+                return features_RD
         keep = mask_RN[:, :, None]
-        tokens = keep * patches_RNV
+        tokens = keep * patches_BNV[image_R]
         if paddings_JGNV is None:
             return self.backbone.image_features(tokens)
 

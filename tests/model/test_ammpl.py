@@ -192,6 +192,13 @@ def test_masks_that_keep_everything_share_one_pass_at_evaluation(backbone64, ima
         torch.testing.assert_close(model.image_prompt(patches, mask_1GN, paddings), expected, **CLOSE)
     assert passes == [len(images), len(images)]  # the plain images, and the one class that masks
 
+    passes.clear()  # of single pairs the same: two images, two of three pairs with a mask that keeps everything
+    image_R, class_R = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        found = model.image_prompt.of_pairs(patches, image_R, mask_1GN[0, class_R], paddings, class_R, evaluates=True)
+    torch.testing.assert_close(found, expected[image_R, class_R], **CLOSE)
+    assert passes == [2, 1]
+
 
 @pytest.mark.parametrize("scope", ["class", "text", "task"])
 def test_gradients_reach_every_learnable_once_randomized(backbone64, images, scope):
