@@ -24,7 +24,7 @@ def load(source: str | Path, tracking_uri: str | None = None) -> Classifier:
     Raises:
         UserError: there is no such thing, it has not learned anything, or its backbone cannot be loaded.
     """
-    from ammpl.study.learned import learnables_of  # here, so that the package itself imports nothing
+    from ammpl.study.views.learned import learnables_of  # here, so that the package itself imports nothing
     from ammpl.training.classifier import Classifier
 
     return Classifier(learnables_of(source, tracking_uri))

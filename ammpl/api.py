@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ammpl.report.tables import Table
     from ammpl.study.rerun import Comparison
     from ammpl.study.rerun_trial import Verdict
+    from ammpl.study.result.summary import StudySummary
     from ammpl.study.settings import Settings, Space, Surroundings
-    from ammpl.study.summary import StudySummary
-    from ammpl.study.ui import UserInterface
+    from ammpl.study.views.ui import UserInterface
     from ammpl.training.classifier import Classifier
 
     class RunSettings(Settings, Surroundings, total=False):
@@ -76,7 +76,7 @@ def open(folder: str | Path) -> Study:
     Raises:
         UserError: the folder is no study's.
     """
-    from ammpl.study.replay import check_study
+    from ammpl.study.plan.replay import check_study
 
     check_study(Path(folder))
     return Study(Path(folder))
@@ -110,7 +110,7 @@ def prepare(
     from ammpl.config import resolve
     from ammpl.data.catalog import DESCRIPTIONS
     from ammpl.data.home import EMBEDDED
-    from ammpl.study.preparation import download_data, prepare_data
+    from ammpl.study.engine.preparation import download_data, prepare_data
     from ammpl.study.settings import dataset_of, home_of
 
     home = home_of(data_root, store)
@@ -225,7 +225,7 @@ class Study:
         Raises:
             UserError: the study is being run, was changed since, or something else that can be mended.
         """
-        from ammpl.study.event_log import FILE, read_history
+        from ammpl.study.record.event_log import FILE, read_history
         from ammpl.study.settings import options_of
 
         has_ended = read_history(self.folder / FILE).has_ended
@@ -256,9 +256,9 @@ class Study:
             UserError: nothing is added, or the addition does not fit the study, which stays as it was.
         """
         from ammpl.errors import UserError
-        from ammpl.study.budget import duration_seconds
-        from ammpl.study.extension import Extension
+        from ammpl.study.plan.extension import Extension
         from ammpl.study.settings import options_of, read_any
+        from ammpl.study.space.budget import duration_seconds
 
         if not (trials or time_budget or repeats):
             fix = "give --trials +50, --time-budget +1h or --repeats +5"
@@ -374,7 +374,7 @@ class Study:
         Raises:
             UserError: the study was not tracked, or its store or the port cannot be used.
         """
-        from ammpl.study.ui import UserInterface
+        from ammpl.study.views.ui import UserInterface
 
         with UserInterface(self.folder, tracking_uri, port) as interface:
             yield interface
@@ -405,6 +405,7 @@ def _to_its_end(work: Callable[[], StudySummary | None], surroundings: Surroundi
     """Run a study, write its report if it came to its end, and tell who wants to know; None if nothing was to do."""
     from ammpl.errors import UserError
     from ammpl.study import notify
+    from ammpl.study.addresses import without_path
 
     url = surroundings.get("notify")
     try:
@@ -421,7 +422,7 @@ def _to_its_end(work: Callable[[], StudySummary | None], surroundings: Surroundi
     if surroundings.get("report", True) and not (summary.interrupted or summary.errors):
         study.said = _reported(study, surroundings.get("tracking", True) and not summary.problems)
     if url is not None and (problem := notify.post(url, notify.message(summary))) is not None:
-        study.said += (f"warning: {notify.shown(url)} was not told of the end ({problem})",)
+        study.said += (f"warning: {without_path(url)} was not told of the end ({problem})",)
     return study
 
 

@@ -24,10 +24,10 @@ def commands() -> str:
 
 def space() -> str:
     """Return every key of a space file with its values, default and meaning, as Markdown."""
-    from ammpl.study.parameters import PARAMETERS
-    from ammpl.study.pruners import PRUNERS
-    from ammpl.study.samplers import SAMPLERS
-    from ammpl.study.schema import SETTABLE, space_schema
+    from ammpl.study.space.parameters import PARAMETERS
+    from ammpl.study.space.pruners import PRUNERS
+    from ammpl.study.space.samplers import SAMPLERS
+    from ammpl.study.space.schema import SETTABLE, space_schema
 
     known: dict[str, Schema] = space_schema()["definitions"]
     parts = []
@@ -78,7 +78,7 @@ _ELSEWHERE = {
 
 
 def _table(keys: Mapping[str, Schema], owner: Schema, matters: bool = False) -> str:
-    from ammpl.study.conditions import MATTERS
+    from ammpl.study.space.conditions import MATTERS
 
     rows = []
     for name, key in keys.items():

@@ -28,6 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"commands"},
 }
 
+# The rooms of a study, each using those before it only; the modules beside them use all.
+NOUNS = ("trial", "addresses", "reachable")
+ROOMS = ("space", "record", "plan", "result", "views", "engine")
+
 # What people call from Python; nothing inside imports from it. It is above the package that it names.
 FACE = PACKAGE / "study" / "__init__.py"
 
@@ -74,6 +78,21 @@ def test_dependencies_point_one_way(part: str) -> None:
         if module.startswith("ammpl.") and module.split(".")[1] in MAY_IMPORT.keys() - allowed
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("room", [*NOUNS, *ROOMS])
+def test_rooms_of_a_study_use_those_before_them(room: str) -> None:
+    allowed = set(NOUNS) | ({room, *ROOMS[: ROOMS.index(room)]} if room in ROOMS else set())
+    wrong = [
+        f"{where} imports {module}"
+        for where, module in imports(f"study/{room}")
+        if module.startswith("ammpl.study") and [*module.split("."), ""][2] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_every_room_has_its_place() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("study/*/__init__.py")} == set(ROOMS)
 
 
 @pytest.mark.parametrize("part", MAY_NOT_IMPORT)

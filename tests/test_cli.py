@@ -10,9 +10,9 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
+from ammpl.study.result.summary import Cell, Row, Summary
 from ammpl.study.settings import study_space
-from ammpl.study.space import load_space
-from ammpl.study.summary import Cell, Row, Summary
+from ammpl.study.space.search_space import load_space
 from ammpl.yaml_file import parse_yaml
 from tests.command_line import SPACE
 

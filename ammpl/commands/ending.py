@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_SUCCESS, EXIT_USER_ERROR
 from ammpl.study import Study
-from ammpl.study.summary import StudySummary
+from ammpl.study.result.summary import StudySummary
 
 
 def show(study: Study, console: Console) -> None:

@@ -13,8 +13,8 @@ from ammpl.commands.command import Command
 from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 from ammpl.errors import UserError
-from ammpl.study.budget import duration_seconds
-from ammpl.study.space_file import read_space
+from ammpl.study.space.budget import duration_seconds
+from ammpl.study.space.space_file import read_space
 
 
 def describe(parser: argparse.ArgumentParser) -> None:

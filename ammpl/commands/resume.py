@@ -37,7 +37,7 @@ exit codes: 0 done, or had ended before, 1 no result, or MLflow is still away,
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py resume``."""
-    from ammpl.study.event_log import FILE, read_history
+    from ammpl.study.record.event_log import FILE, read_history
 
     folder = arguments.study
     study = ammpl.study.open(folder)

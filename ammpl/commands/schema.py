@@ -26,7 +26,7 @@ exit code: 0"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py schema``."""
-    from ammpl.study.schema import schema_text
+    from ammpl.study.space.schema import schema_text
 
     print(schema_text(), end="")
     return EXIT_SUCCESS

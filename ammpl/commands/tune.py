@@ -15,7 +15,7 @@ from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
 from ammpl.errors import UserError
 from ammpl.study.settings import Settings, check_machine, home_of, study_space
-from ammpl.study.space_file import StudySpace
+from ammpl.study.space.space_file import StudySpace
 from ammpl.yaml_file import dump_yaml, parse_yaml
 
 
@@ -134,9 +134,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
-    from ammpl.study.folder import check_output
-    from ammpl.study.preparation import prepare_data
-    from ammpl.study.work import configurations
+    from ammpl.study.engine.preparation import prepare_data
+    from ammpl.study.engine.work import configurations
+    from ammpl.study.record.folder import check_output
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
     check_machine(arguments.concurrency, arguments.gpus_per_trial)

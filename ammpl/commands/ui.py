@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     import signal
     import webbrowser
 
-    from ammpl.study.ui import UserInterface
+    from ammpl.study.views.ui import UserInterface
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the UI would outlive this process
     with UserInterface(arguments.study, arguments.tracking_uri, arguments.port) as interface:

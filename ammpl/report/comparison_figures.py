@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 from ammpl.report.figures import GREY, WIDTH, Figure, color, draw
 from ammpl.report.results import Row
 from ammpl.report.statistics import Comparison, Ranks, Values, summarize
-from ammpl.study.optuna_search import Direction
+from ammpl.study.trial import Direction
 
 
 def forest(

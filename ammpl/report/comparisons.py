@@ -10,10 +10,10 @@ from ammpl.report.results import Row, StudyResult, TrialResult
 from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.statistics import Comparison, Values, Verdict, compare, harmonic, summarize
 from ammpl.report.tables import Column, Table
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.labels import params_text
-from ammpl.study.space import Objective
-from ammpl.study.statistics import Estimate
+from ammpl.study.result.labels import params_text
+from ammpl.study.result.statistics import Estimate
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.search_space import Objective
 from ammpl.study.trial import State
 
 BASE_AND_NEW = (("test/base_accuracy", "test/new_accuracy"), ("validation/accuracy", "validation/new_accuracy"))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ammpl.report.figures import WIDTH, Figure, draw
 from ammpl.report.results import StudyResult, TrialResult
-from ammpl.study.ablation_space import AblationSpace
+from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.trial import Phase, State
 
 MATRIX = "image_prompt.mask.matrix_GN"

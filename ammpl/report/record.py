@@ -8,7 +8,7 @@ from typing import Any
 
 from ammpl.report.results import StudyResult, TrialResult
 from ammpl.report.tables import Column, Table, Value
-from ammpl.study.budget import duration_text
+from ammpl.study.space.budget import duration_text
 from ammpl.study.trial import State
 
 

@@ -16,7 +16,7 @@ from ammpl.report.results import StudyResult, read_study
 from ammpl.report.sections import study_sections
 from ammpl.report.statistics import summarize
 from ammpl.report.tables import Column, Table
-from ammpl.study.folder import ELSEWHERE
+from ammpl.study.record.folder import ELSEWHERE
 
 PAGE = "report.html"
 

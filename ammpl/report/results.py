@@ -12,16 +12,15 @@ from typing import Any
 
 from ammpl.config import Scalar
 from ammpl.report.statistics import Values
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.base_plan import TEST_METRICS
-from ammpl.study.event_log import FILE, Event, Line, read_history
-from ammpl.study.labels import params_text
-from ammpl.study.optuna_search import Direction
-from ammpl.study.replay import check_study
-from ammpl.study.space import Objective
-from ammpl.study.space_file import StudySpace, read_present_space
-from ammpl.study.statistics import Estimate, estimate
-from ammpl.study.trial import Phase, State
+from ammpl.study.plan.base_plan import TEST_METRICS
+from ammpl.study.plan.replay import check_study, read_present_space
+from ammpl.study.record.event_log import FILE, Event, Line, read_history
+from ammpl.study.result.labels import params_text
+from ammpl.study.result.statistics import Estimate, estimate
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.search_space import Objective
+from ammpl.study.space.space_file import StudySpace
+from ammpl.study.trial import Direction, Phase, State
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from ammpl.config import Scalar
 from ammpl.report.figures import GREY, WIDTH, Figure, color, draw, scaled, shade
 from ammpl.report.results import TrialResult
-from ammpl.study.labels import short_names, value_text
-from ammpl.study.optuna_search import Direction
-from ammpl.study.parameters import Parameter
-from ammpl.study.space import Objective
-from ammpl.study.statistics import Estimate
-from ammpl.study.trial import State
+from ammpl.study.result.labels import short_names, value_text
+from ammpl.study.result.statistics import Estimate
+from ammpl.study.space.parameters import Parameter
+from ammpl.study.space.search_space import Objective
+from ammpl.study.trial import Direction, State
 
 Estimates = Callable[[int | None, str], Estimate | None]
 """A configuration's mean of a metric, by number."""

@@ -33,9 +33,9 @@ from ammpl.report.record import cost_table, environment_table, settings_table
 from ammpl.report.results import StudyResult, TrialResult
 from ammpl.report.signatures import signatures_table
 from ammpl.report.statistics import rank
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.labels import params_text
-from ammpl.study.space import Objective, SearchSpace
+from ammpl.study.result.labels import params_text
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.search_space import Objective, SearchSpace
 from ammpl.study.trial import State
 
 FEWEST_FOR_IMPORTANCE = 4

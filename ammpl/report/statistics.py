@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from ammpl.study.optuna_search import Direction
-from ammpl.study.statistics import LEVEL, Estimate, estimate
+from ammpl.study.result.statistics import LEVEL, Estimate, estimate
+from ammpl.study.trial import Direction
 
 Instance = tuple[str, int]
 """A data set and a repeat."""

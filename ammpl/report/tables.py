@@ -13,7 +13,7 @@ from typing import Literal
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from ammpl.study.summary import markdown_table
+from ammpl.study.result.summary import markdown_table
 
 Value = str | float | int | None
 

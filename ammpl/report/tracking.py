@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from ammpl.report.report import PAGE
-from ammpl.study.tracking import remembered_uri, without_password
+from ammpl.study.addresses import without_password
+from ammpl.study.views.tracking import remembered_uri
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 

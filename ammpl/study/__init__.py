@@ -1,4 +1,9 @@
-"""Studies: :func:`run` a space, :func:`open` a study's folder; the modules are what they are made of."""
+"""Studies: :func:`run` a space, :func:`open` a study's folder.
+
+Rooms, each using those before it: ``space`` (what a study asks), ``record`` (what lasts), ``plan`` (what runs next),
+``result`` (what came out), ``views`` (where people look), ``engine`` (where trials run). The modules beside them are
+the nouns they share (``trial``, addresses) and what can be done with a study: ``study``, ``rerun``, ``status``, …
+"""
 
 from ammpl.api import Study, open, prepare, run
 

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError
-from ammpl.study.mlflow_process import DEFAULT_URI
+from ammpl.study.views.mlflow_process import DEFAULT_URI
 
 LEAST_DISK = 2 * 2**30
 """Below this a study's own files still fit; prepared data sets may not."""
@@ -208,7 +208,7 @@ def _data(surroundings: Surroundings) -> Iterator[Finding]:
 def _ray(surroundings: Surroundings) -> Iterator[Finding]:
     import ray
 
-    from ammpl.study.ray_cluster import connected
+    from ammpl.study.engine.ray_cluster import connected
 
     began = time.monotonic()
     try:

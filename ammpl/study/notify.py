@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ammpl.errors import UserError
+from ammpl.study.addresses import without_path
 
 if TYPE_CHECKING:
-    from ammpl.study.summary import StudySummary
+    from ammpl.study.result.summary import StudySummary
 
 SECONDS = 10.0
 """How long the address may take to answer."""
@@ -27,15 +28,9 @@ def check_url(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port  # raises, too
     except ValueError as error:
-        raise UserError("--notify", f"is no web address ({error})", got=shown(url), fix=fix) from None
+        raise UserError("--notify", f"is no web address ({error})", got=without_path(url), fix=fix) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in url):
-        raise UserError("--notify", "must be an http or https address", got=shown(url), fix=fix)
-
-
-def shown(url: str) -> str:
-    """Return what of an address is no secret: those of chat services are keys."""
-    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2] if "://" in url else ""
-    return f"{url.partition('://')[0]}://{host}/…" if host else url
+        raise UserError("--notify", "must be an http or https address", got=without_path(url), fix=fix)
 
 
 def message(summary: StudySummary) -> dict[str, Any]:

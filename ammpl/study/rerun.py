@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ammpl.errors import UserError, did_you_mean
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.event_log import FILE, read_history, space_file
-from ammpl.study.space_file import StudySpace, read_space
-from ammpl.study.statistics import estimate
+from ammpl.study.record.event_log import FILE, read_history, space_file
+from ammpl.study.result.statistics import estimate
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.space_file import StudySpace, read_space
 from ammpl.study.trial import State
 
 Agreement = Literal["identical", "within noise", "different"]

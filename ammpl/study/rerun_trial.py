@@ -22,18 +22,18 @@ from pydantic import ValidationError
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError, did_you_mean
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.base_plan import BasePlan
-from ammpl.study.budget import Budget
-from ammpl.study.environment import describe_environment, differences, session_environment
-from ammpl.study.event_log import FILE, Event, History, read_history, space_file
-from ammpl.study.preparation import prepare_data
-from ammpl.study.replay import check_study
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.engine.preparation import prepare_data
+from ammpl.study.engine.worker import THREAD_VARIABLES, Attempt, End, Evaluation
+from ammpl.study.engine.worker import execute as train_or_test
+from ammpl.study.plan.base_plan import BasePlan
+from ammpl.study.plan.replay import check_study
+from ammpl.study.record.environment import describe_environment, differences, session_environment
+from ammpl.study.record.event_log import FILE, Event, History, read_history, space_file
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.budget import Budget
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import StudySpace, read_space
 from ammpl.study.trial import OVERDUE, Execute, Outcome, Phase, State, Trial
-from ammpl.study.worker import THREAD_VARIABLES, Attempt, End, Evaluation
-from ammpl.study.worker import execute as train_or_test
 
 Say = Callable[[str], None]
 

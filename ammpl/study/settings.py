@@ -10,11 +10,11 @@ import ammpl
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
 from ammpl.errors import UserError, did_you_mean
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.budget import duration_seconds
 from ammpl.study.notify import check_url
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import StudySpace, parse_study_space, read_space
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.budget import duration_seconds
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import StudySpace, parse_study_space, read_space
 
 if TYPE_CHECKING:
     from ammpl.study.study import Options

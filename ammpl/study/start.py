@@ -9,9 +9,9 @@ from typing import Any
 
 from ammpl.config import Scalar
 from ammpl.errors import UserError
-from ammpl.study.replay import check_study
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.plan.replay import check_study
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import StudySpace, read_space
 
 CARRIED = ("model.", "training.")
 """The winner's fields that another space takes over; data and backbone are its own."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.budget import duration_text
-from ammpl.study.event_log import FILE, Event, History, read_history, space_file
-from ammpl.study.folder import is_asked_to_stop, is_locked
-from ammpl.study.replay import check_study
-from ammpl.study.space_file import read_space
+from ammpl.study.plan.replay import check_study
+from ammpl.study.record.event_log import FILE, Event, History, read_history, space_file
+from ammpl.study.record.folder import is_asked_to_stop, is_locked
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.budget import duration_text
+from ammpl.study.space.space_file import read_space
 from ammpl.study.trial import State
 
 WATCH_SECONDS = 2.0

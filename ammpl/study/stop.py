@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ammpl.errors import UserError
-from ammpl.study.event_log import FILE, read_history
-from ammpl.study.folder import is_locked, request_stop, withdraw_stop
-from ammpl.study.replay import check_study
+from ammpl.study.plan.replay import check_study
+from ammpl.study.record.event_log import FILE, read_history
+from ammpl.study.record.folder import is_locked, request_stop, withdraw_stop
 
 
 def stop(folder: Path) -> str:

@@ -14,16 +14,18 @@ import ray
 
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError
-from ammpl.study import ray_cluster
-from ammpl.study.ablation import AblationPlan, StudyPlan
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.ablation_summary import summarize_study
-from ammpl.study.budget import trials_text
-from ammpl.study.console import Console
-from ammpl.study.environment import describe_environment
-from ammpl.study.event_log import FILE, end_log, read_history, space_file
-from ammpl.study.extension import Extension, extended_space
-from ammpl.study.folder import (
+from ammpl.study.engine import ray_cluster
+from ammpl.study.engine.preparation import DataNotes
+from ammpl.study.engine.ray_engine import run_plan
+from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.engine.work import Work, work_for
+from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
+from ammpl.study.plan.extension import Extension, extended_space
+from ammpl.study.plan.replay import begin_version, check_study, read_versions, replay
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.environment import describe_environment
+from ammpl.study.record.event_log import FILE, end_log, read_history, space_file
+from ammpl.study.record.folder import (
     ELSEWHERE,
     check_output,
     create_folder,
@@ -32,18 +34,16 @@ from ammpl.study.folder import (
     remove_folder,
     write_text,
 )
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.preparation import DataNotes
-from ammpl.study.ray_engine import run_plan
-from ammpl.study.ray_worker import Resources
-from ammpl.study.records import Records
-from ammpl.study.replay import begin_version, check_study, read_versions, replay
-from ammpl.study.space_file import StudySpace
-from ammpl.study.summary import StudySummary
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
+from ammpl.study.result.ablation_summary import summarize_study
+from ammpl.study.result.summary import StudySummary
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.budget import trials_text
+from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import INTERRUPTED, Execute, Observer
-from ammpl.study.views import Stores, Views, started, undelivered
-from ammpl.study.work import Work, work_for
+from ammpl.study.views.console import Console
+from ammpl.study.views.stores import Stores, Views, started, undelivered
 from ammpl.yaml_file import dump_yaml
 
 

@@ -28,6 +28,8 @@ OVERDUE = "(budget.trial_time)"
 
 Phase = Literal["search", "confirm", "ablation", "test"]
 
+Direction = Literal["maximize", "minimize"]
+
 FIRST_PHASES = ("search", "ablation")
 """What a study begins with, and what a budget ends."""
 

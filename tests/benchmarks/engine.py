@@ -26,9 +26,9 @@ import optuna
 import ray
 from ray import tune
 
-from ammpl.study import ray_engine
-from ammpl.study.optuna_search import OptunaSearch
-from ammpl.study.space import SearchSpace, parse_space
+from ammpl.study.engine import ray_engine
+from ammpl.study.plan.optuna_search import OptunaSearch
+from ammpl.study.space.search_space import SearchSpace, parse_space
 from ammpl.study.study import Options, run_study
 from ammpl.study.trial import Trial
 from tests.benchmarks.record import Record

@@ -20,7 +20,7 @@ from ammpl.data.registry import open_dataset
 from ammpl.data.task import load_task
 from ammpl.model.ammpl import AMMPL
 from ammpl.model.backbone import load_backbone
-from ammpl.study.space import load_space
+from ammpl.study.space.search_space import load_space
 from ammpl.training import checkpoint, features, run, running
 from tests.benchmarks.record import Record
 

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from ammpl.config import TrialConfig
-from ammpl.study.space import load_space
+from ammpl.study.space.search_space import load_space
 from ammpl.training import run
 from tests.benchmarks.record import Record
 from tests.benchmarks.trial_phases import DEFAULT, forget

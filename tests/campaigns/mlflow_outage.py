@@ -113,7 +113,7 @@ def killed_driver(folder: Path, server: Server, trials: int, seconds: float) -> 
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/stat")
         if f" {driver.pid} " in path.read_text().rpartition(")")[2][:40]
-        and b"ammpl.study.mlflow_writer" in (path.parent / "cmdline").read_bytes()
+        and b"ammpl.study.views.mlflow_writer" in (path.parent / "cmdline").read_bytes()
     ]
     for process in (driver.pid, *writers):
         os.kill(process, signal.SIGKILL)

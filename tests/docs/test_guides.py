@@ -12,7 +12,7 @@ import pytest
 import ammpl
 from ammpl.config import METHODS
 from ammpl.config.methods import Methods
-from ammpl.study.space_file import read_space
+from ammpl.study.space.space_file import read_space
 from tests.docs.blocks import ROOT, SHELL, blocks
 from tests.docs.running import Place
 

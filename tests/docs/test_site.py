@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ammpl.cli import COMMANDS
-from ammpl.study.schema import SETTABLE
+from ammpl.study.space.schema import SETTABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 FETCHED = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=\"?https?:|<link[^>]*rel=\"?stylesheet[^>]*href=\"?https?:")

@@ -17,12 +17,12 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.extension import Extension
-from ammpl.study.folder import locked
+from ammpl.study.plan.extension import Extension
+from ammpl.study.record.folder import locked
 from ammpl.study.rerun import compare, finished_versions
+from ammpl.study.result.summary import Summary
 from ammpl.study.status import status
 from ammpl.study.study import Options, extend_study, resume_study, run_study
-from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
 from tests.integration.mlflow_store import parent
 from tests.integration.test_resume import check_mlflow

@@ -16,8 +16,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ammpl.errors import UserError
-from ammpl.study.tracking import MLflowTracker
 from ammpl.study.trial import State
+from ammpl.study.views.tracking import MLflowTracker
 from tests.integration.mlflow_store import children, curve, files, free_port, parent, states
 from tests.study.scripted import other_trial, outcome, trial
 

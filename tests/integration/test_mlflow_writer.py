@@ -11,9 +11,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.tracking import MlflowClient
 
-from ammpl.study import mlflow_writer
-from ammpl.study.mlflow_runs import Runs
-from ammpl.study.writer_pipe import Events
+from ammpl.study.views import mlflow_writer
+from ammpl.study.views.mlflow_runs import Runs
+from ammpl.study.views.writer_pipe import Events
 from tests.integration.mlflow_store import children, curve, files, parent, states
 
 TRIALS = 8

@@ -14,16 +14,16 @@ import pytest
 import sqlalchemy
 
 from ammpl.errors import UserError
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.event_log import FILE
-from ammpl.study.observers import Observers
-from ammpl.study.optuna_copy import OptunaCopy
-from ammpl.study.optuna_writer import Copies
-from ammpl.study.plan import Plan
-from ammpl.study.space import SearchSpace
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.event_log import FILE
+from ammpl.study.record.observers import Observers
+from ammpl.study.space.ablation_space import parse_ablation
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.study import Options, resume_study, run_study
 from ammpl.study.trial import Trial
-from ammpl.study.writer_process import WriterProcess
+from ammpl.study.views.optuna_copy import OptunaCopy
+from ammpl.study.views.optuna_writer import Copies
+from ammpl.study.views.writer_process import WriterProcess
 from tests.study.fakes import (
     DEPTH,
     MULTIPLIER,
@@ -161,7 +161,7 @@ def test_studies_of_the_same_name_in_one_storage(tmp_path: Path) -> None:
 
 def test_a_storage_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) -> None:
     plan = Plan(small_space(confirm=None), "small", tmp_path, Recorder())
-    process = WriterProcess("ammpl.study.optuna_writer", {})
+    process = WriterProcess("ammpl.study.views.optuna_writer", {})
     copy = OptunaCopy(plan.searches, tmp_path, "postgres://me:secret@host/x", process)
     rule = r"--optuna-storage: the Optuna storage cannot be used .*, got .*me:\*\*\*@host"
     with pytest.raises(UserError, match=rule):

@@ -14,8 +14,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from ammpl import cli
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.space import load_space
+from ammpl.study.space.ablation_space import parse_ablation
+from ammpl.study.space.search_space import load_space
 from ammpl.study.study import Options, run_study
 from tests.integration.browser import chromium
 

@@ -18,8 +18,8 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.folder import locked
-from ammpl.study.replay import check_study
+from ammpl.study.plan.replay import check_study
+from ammpl.study.record.folder import locked
 from ammpl.study.study import Options, resume_study, run_study
 from ammpl.yaml_file import dump_yaml
 from tests.integration.mlflow_store import children, curve, parent, states

@@ -11,7 +11,7 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.folder import STOP, locked, request_stop
+from ammpl.study.record.folder import STOP, locked, request_stop
 from ammpl.study.status import status
 from ammpl.study.stop import stop
 from ammpl.study.study import Options, resume_study, run_study

@@ -14,8 +14,8 @@ import pytest
 
 from ammpl import cli
 from ammpl.study import study
+from ammpl.study.result.summary import StudySummary
 from ammpl.study.study import Options
-from ammpl.study.summary import StudySummary
 from ammpl.study.trial import Outcome, Trial
 from ammpl.yaml_file import dump_yaml
 from tests.integration.mlflow_store import parent

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ammpl.study.plan import Plan
-from ammpl.study.ray_engine import run_plan
-from ammpl.study.ray_worker import Resources
+from ammpl.study.engine.ray_engine import run_plan
+from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.plan.search_plan import Plan
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import Recorder, small_space
 

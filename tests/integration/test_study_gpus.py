@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import ray
 
-from ammpl.study import packing
-from ammpl.study.plan import Plan
-from ammpl.study.ray_cluster import fit_resources
-from ammpl.study.ray_engine import run_plan
-from ammpl.study.ray_worker import Resources
+from ammpl.study.engine import packing
+from ammpl.study.engine.ray_cluster import fit_resources
+from ammpl.study.engine.ray_engine import run_plan
+from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.plan.search_plan import Plan
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import Recorder, small_space
 

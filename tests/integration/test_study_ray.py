@@ -20,14 +20,14 @@ import pytest
 import ray
 
 from ammpl.errors import UserError
-from ammpl.study import ray_bridge
-from ammpl.study.plan import Plan
-from ammpl.study.ray_cluster import busy, connected, fit_resources
-from ammpl.study.ray_engine import run_plan
-from ammpl.study.ray_worker import Resources
-from ammpl.study.space_file import parse_study_space
+from ammpl.study.engine import ray_bridge
+from ammpl.study.engine.ray_cluster import busy, connected, fit_resources
+from ammpl.study.engine.ray_engine import run_plan
+from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.result.summary import Summary
+from ammpl.study.space.space_file import parse_study_space
 from ammpl.study.study import Options, run_study
-from ammpl.study.summary import Summary
 from ammpl.study.trial import State, Trial
 from tests.integration.mlflow_store import parent, states
 from tests.study.fakes import PRUNERS, Recorder, accuracy, execute, optimized, small_space, told
@@ -374,7 +374,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyP
 def test_a_cluster_is_joined_by_its_address() -> None:
     code = """
 import sys
-from ammpl.study.ray_cluster import busy, connected, fit_resources
+from ammpl.study.engine.ray_cluster import busy, connected, fit_resources
 with connected(sys.argv[1]):
     found = fit_resources(None, None)
     print(found.concurrency, found.cpus, found.gpus)

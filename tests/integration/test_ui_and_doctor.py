@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ammpl.errors import UserError
-from ammpl.study.ui import UserInterface
+from ammpl.study.views.ui import UserInterface
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNE = [sys.executable, str(ROOT / "tune.py")]

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ammpl.study.ablation import AblationPlan
-from ammpl.study.ablation_space import AblationSpace, parse_ablation
-from ammpl.study.ablation_summary import summarize_study
-from ammpl.study.environment import describe_environment
-from ammpl.study.event_log import FILE, end_log
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
-from ammpl.study.space_file import StudySpace
+from ammpl.study.plan.ablation_plan import AblationPlan
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.environment import describe_environment
+from ammpl.study.record.event_log import FILE, end_log
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
+from ammpl.study.result.ablation_summary import summarize_study
+from ammpl.study.space.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import Execute
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import execute as made_up

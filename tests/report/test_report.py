@@ -26,9 +26,9 @@ from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.signatures import SIGNATURES, signatures_table
 from ammpl.report.statistics import Verdict
 from ammpl.report.tables import Column, Table
-from ammpl.study.event_log import FILE
-from ammpl.study.space import Objective
-from ammpl.study.statistics import estimate
+from ammpl.study.record.event_log import FILE
+from ammpl.study.result.statistics import estimate
+from ammpl.study.space.search_space import Objective
 from ammpl.study.trial import State, Trial
 from tests.report.studies import ablation, make
 from tests.study.fakes import small_space

@@ -11,11 +11,11 @@ from typing import Any
 import optuna
 
 from ammpl.config import Scalar
-from ammpl.study.ablation import StudyPlan
-from ammpl.study.ablation_space import AblationSpace, parse_ablation
-from ammpl.study.space import SearchSpace, parse_space
+from ammpl.study.engine.worker import Attempt, End
+from ammpl.study.plan.ablation_plan import StudyPlan
+from ammpl.study.space.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.space.search_space import SearchSpace, parse_space
 from ammpl.study.trial import Execute, Outcome, State, Trial
-from ammpl.study.worker import Attempt, End
 
 TEMPERATURE, DEPTH, WIDTH = "model.mask.temperature", "model.padding.depth", "model.interaction.width"
 MULTIPLIER = "training.mask_lr_multiplier"

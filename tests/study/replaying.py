@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ammpl.study.ablation import AblationPlan, StudyPlan
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.ablation_summary import summarize_study
-from ammpl.study.event_log import FILE
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
-from ammpl.study.replay import begin_version, replay
-from ammpl.study.space_file import StudySpace
+from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
+from ammpl.study.plan.replay import begin_version, replay
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.event_log import FILE
+from ammpl.study.record.records import Records
+from ammpl.study.result.ablation_summary import summarize_study
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import (

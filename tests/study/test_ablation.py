@@ -13,13 +13,13 @@ from rich.console import Console
 from scipy import stats
 
 from ammpl import cli
-from ammpl.study.ablation import AblationPlan
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.ablation_summary import AblationSummary, summarize_ablation
-from ammpl.study.base_plan import FINISHED
-from ammpl.study.observers import Observers
-from ammpl.study.records import Records
-from ammpl.study.space_file import StudySpace
+from ammpl.study.plan.ablation_plan import AblationPlan
+from ammpl.study.plan.base_plan import FINISHED
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
+from ammpl.study.result.ablation_summary import AblationSummary, summarize_ablation
+from ammpl.study.space.ablation_space import parse_ablation
+from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import State, Trial
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import ABLATION, KIND, RATE, Clock, Recorder, ablation_space, run_inline

@@ -9,8 +9,8 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.ablation_space import AblationSpace, parse_ablation
-from ammpl.study.space_file import parse_study_space
+from ammpl.study.space.ablation_space import AblationSpace, parse_ablation
+from ammpl.study.space.space_file import parse_study_space
 from ammpl.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import ABLATION, KIND, ablation_space
 

@@ -12,8 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 
-from ammpl.study.console import Console
 from ammpl.study.trial import State, Trial
+from ammpl.study.views.console import Console
 from tests.study.fakes import Clock
 from tests.study.scripted import other_trial, outcome, trial
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
-from ammpl.study.space import SearchSpace
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,

@@ -12,13 +12,13 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.event_log import History, Line
-from ammpl.study.extension import Extension, draw_alike, extended_space, version_seed
-from ammpl.study.plan import Plan
-from ammpl.study.samplers import SAMPLERS as NAMES
-from ammpl.study.space import SearchSpace
-from ammpl.study.summary import summarize
+from ammpl.study.plan.extension import Extension, draw_alike, extended_space, version_seed
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.event_log import History, Line
+from ammpl.study.result.summary import summarize
+from ammpl.study.space.ablation_space import parse_ablation
+from ammpl.study.space.samplers import SAMPLERS as NAMES
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import DEPTH, SAMPLERS, TEMPERATURE, WIDTH, Recorder, execute, run_inline, small_space

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.folder import check_output, create_folder, remove_folder
+from ammpl.study.record.folder import check_output, create_folder, remove_folder
 
 
 def _noon() -> datetime:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ammpl.study.labels import params_text, run_name, short_names, symbols_text, value_text
+from ammpl.study.result.labels import params_text, run_name, short_names, symbols_text, value_text
 from tests.study.scripted import other_trial, trial
 
 

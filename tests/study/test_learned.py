@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.learned import FILE, learnables_of
+from ammpl.study.views.learned import FILE, learnables_of
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.study import study
-from ammpl.study.environment import describe_environment
 from ammpl.study.notify import check_url, message, post
-from ammpl.study.summary import Summary
+from ammpl.study.record.environment import describe_environment
+from ammpl.study.result.summary import Summary
 from tests.command_line import SPACE
 from tests.listener import listening
 from tests.test_cli import SUMMARY

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ammpl.study.packing import HEADROOM, MOST_TRIALS, Memory, describe, measure, share, trials_that_fit
-from ammpl.study.ray_worker import Resources
+from ammpl.study.engine.packing import HEADROOM, MOST_TRIALS, Memory, describe, measure, share, trials_that_fit
+from ammpl.study.engine.ray_worker import Resources
 
 GIB = 2**30
 

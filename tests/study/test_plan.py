@@ -10,11 +10,11 @@ import optuna
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.base_plan import FINISHED
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.space import SearchSpace
-from ammpl.study.summary import summarize
+from ammpl.study.plan.base_plan import FINISHED
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.observers import Observers
+from ammpl.study.result.summary import summarize
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ammpl.study import records as module
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record import records as module
+from ammpl.study.record.records import Records
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import DEPTH, EVALUATIONS, MULTIPLIER, TEMPERATURE, WIDTH, execute, run_inline, small_space
 

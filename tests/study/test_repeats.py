@@ -11,12 +11,12 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 
-from ammpl.study.base_plan import FINISHED
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
-from ammpl.study.space import SearchSpace
-from ammpl.study.summary import summarize
+from ammpl.study.plan.base_plan import FINISHED
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
+from ammpl.study.result.summary import summarize
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import DEPTH, PRUNERS, SAMPLERS, Clock, Recorder, accuracy, fails, run_inline, small_space, told
 

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ammpl.study.ablation import StudyPlan
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.base_plan import FINISHED
-from ammpl.study.plan import Plan
+from ammpl.study.plan.ablation_plan import StudyPlan
+from ammpl.study.plan.base_plan import FINISHED
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.space.ablation_space import parse_ablation
 from ammpl.study.trial import INTERRUPTED, State, Trial
 from tests.study.fakes import (
     PRUNERS,

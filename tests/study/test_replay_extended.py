@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ammpl.study.ablation_space import parse_ablation
-from ammpl.study.base_plan import FINISHED
-from ammpl.study.plan import Plan
-from ammpl.study.replay import begin_version
-from ammpl.study.space_file import StudySpace
+from ammpl.study.plan.base_plan import FINISHED
+from ammpl.study.plan.replay import begin_version
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.space.ablation_space import parse_ablation
+from ammpl.study.space.space_file import StudySpace
 from tests.study.fakes import (
     SAMPLERS,
     TEMPERATURE,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study.event_log import FILE, read_history
+from ammpl.study.record.event_log import FILE, read_history
 from tests.study.fakes import (
     TEMPERATURE,
 )

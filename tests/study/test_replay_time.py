@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ammpl.study import event_log, records
-from ammpl.study.event_log import FILE, read_history
-from ammpl.study.space_file import StudySpace
+from ammpl.study.record import event_log, records
+from ammpl.study.record.event_log import FILE, read_history
+from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import Trial
 from tests.study.fakes import (
     accuracy,

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.budget import Budget
-from ammpl.study.observers import Observers
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.observers import Observers
+from ammpl.study.record.records import Records
 from ammpl.study.rerun import Comparison, chosen, compare, finished_versions, only
-from ammpl.study.space_file import StudySpace, read_space
+from ammpl.study.result.summary import Summary
+from ammpl.study.space.budget import Budget
+from ammpl.study.space.space_file import StudySpace, read_space
 from ammpl.study.study import Options
-from ammpl.study.summary import Summary
 from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
 from tests.report.studies import ablation, make

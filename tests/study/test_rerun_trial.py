@@ -14,17 +14,17 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
-from ammpl.study.ablation import AblationPlan, StudyPlan
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.environment import describe_environment, differences
-from ammpl.study.event_log import FILE
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
+from ammpl.study.engine.worker import THREAD_VARIABLES
+from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.environment import describe_environment, differences
+from ammpl.study.record.event_log import FILE
+from ammpl.study.record.records import Records
 from ammpl.study.rerun_trial import Verdict, rerun_trial
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import StudySpace, parse_study_space
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import Trial
-from ammpl.study.worker import THREAD_VARIABLES
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import DEPTH, WIDTH, execute, run_inline, small_space
 

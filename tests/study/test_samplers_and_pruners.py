@@ -9,9 +9,9 @@ import optuna
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study import pruners, samplers
-from ammpl.study.plan import Plan
-from ammpl.study.space import SearchSpace, parse_space
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.space import pruners, samplers
+from ammpl.study.space.search_space import SearchSpace, parse_space
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import (
     DEPTH,

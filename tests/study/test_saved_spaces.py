@@ -9,9 +9,9 @@ import pytest
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED
 from ammpl.data.task import target_names
-from ammpl.study.ablation_space import AblationSpace
-from ammpl.study.space_file import parse_study_space, read_space
-from ammpl.study.work import configurations
+from ammpl.study.engine.work import configurations
+from ammpl.study.space.ablation_space import AblationSpace
+from ammpl.study.space.space_file import parse_study_space, read_space
 from ammpl.training.run import preflight
 
 SPACES = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))

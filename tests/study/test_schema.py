@@ -15,8 +15,8 @@ import ammpl
 from ammpl import cli
 from ammpl.config import FIELD_NAMES
 from ammpl.errors import UserError
-from ammpl.study.schema import SETTABLE, schema_text
-from ammpl.study.space_file import parse_study_space, read_space
+from ammpl.study.space.schema import SETTABLE, schema_text
+from ammpl.study.space.space_file import parse_study_space, read_space
 from ammpl.yaml_file import parse_yaml, read_yaml
 from tests import test_bad_input, test_config
 from tests.study import test_ablation_space, test_samplers_and_pruners, test_space, test_start, test_two_objectives

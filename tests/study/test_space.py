@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from ammpl.config import METHODS
 from ammpl.errors import UserError
-from ammpl.study.pruners import MedianPruner, PatientPruner
-from ammpl.study.samplers import TpeSampler
-from ammpl.study.space import SearchSpace, parse_space
-from ammpl.study.space_file import parse_study_space, read_space
+from ammpl.study.space.pruners import MedianPruner, PatientPruner
+from ammpl.study.space.samplers import TpeSampler
+from ammpl.study.space.search_space import SearchSpace, parse_space
+from ammpl.study.space.space_file import parse_study_space, read_space
 from ammpl.yaml_file import dump_yaml, parse_yaml
 from tests.study.fakes import DEPTH, MULTIPLIER, TEMPERATURE, WIDTH, small_space
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from ammpl.config import FIELD_NAMES
 from ammpl.errors import UserError
-from ammpl.study.parameters import PARAMETERS
-from ammpl.study.pruners import PRUNERS
-from ammpl.study.samplers import SAMPLERS
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import parse_study_space
+from ammpl.study.space.parameters import PARAMETERS
+from ammpl.study.space.pruners import PRUNERS
+from ammpl.study.space.samplers import SAMPLERS
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import parse_study_space
 from ammpl.yaml_file import dump_yaml, parse_yaml
 
 EXAMPLES = int(os.environ.get("AMMPL_EXAMPLES", "100"))

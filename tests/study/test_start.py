@@ -11,8 +11,8 @@ import pytest
 from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.report.results import read_study
-from ammpl.study.plan import Plan
-from ammpl.study.space import SearchSpace
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.start import from_best
 from ammpl.yaml_file import parse_yaml
 from tests.report.studies import ablation, make

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ammpl.study.statistics import Estimate, estimate, paired
+from ammpl.study.result.statistics import Estimate, estimate, paired
 
 
 def test_by_hand() -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from ammpl import cli
 from ammpl.commands.status import show
 from ammpl.study import status as status_module
-from ammpl.study.event_log import FILE, end_log
-from ammpl.study.folder import locked
-from ammpl.study.plan import Plan
-from ammpl.study.records import Records
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.event_log import FILE, end_log
+from ammpl.study.record.folder import locked
+from ammpl.study.record.records import Records
 from ammpl.study.status import status, watch
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import run_inline, small_space

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ammpl.study.environment import describe_environment
-from ammpl.study.plan import Plan
-from ammpl.study.summary import Cell, Summary, summarize
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.record.environment import describe_environment
+from ammpl.study.result.summary import Cell, Summary, summarize
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import Recorder, execute, run_inline, small_space
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ammpl.errors import UserError
-from ammpl.study import tracking
-from ammpl.study.mlflow_process import MLflowProcess
-from ammpl.study.tracking import MLflowTracker, without_password
+from ammpl.study.addresses import without_password
 from ammpl.study.trial import State
+from ammpl.study.views import tracking
+from ammpl.study.views.mlflow_process import MLflowProcess
+from ammpl.study.views.tracking import MLflowTracker
 from tests.study.scripted import other_trial, outcome, trial
 
 URI = "http://me:secret@host:5000/"
@@ -95,7 +96,7 @@ def test_the_digest_of_the_data_changes_with_the_images_it_picks() -> None:
 
 
 def test_the_driver_does_not_import_mlflow() -> None:
-    code = "import sys, ammpl.study.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, ammpl.study.views.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from ammpl.config import Scalar
 from ammpl.errors import UserError
-from ammpl.study.plan import Plan
-from ammpl.study.samplers import TWO_OBJECTIVES
-from ammpl.study.space import SearchSpace
-from ammpl.study.space_file import parse_study_space
-from ammpl.study.summary import Summary, summarize
+from ammpl.study.plan.search_plan import Plan
+from ammpl.study.result.summary import Summary, summarize
+from ammpl.study.space.samplers import TWO_OBJECTIVES
+from ammpl.study.space.search_space import SearchSpace
+from ammpl.study.space.space_file import parse_study_space
 from ammpl.study.trial import State, Trial
 from tests.study.fakes import DEPTH, SAMPLERS, WIDTH, Recorder, run_inline, small_space, told
 

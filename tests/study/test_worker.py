@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ammpl.study.ray_worker import Parcel
+from ammpl.study.engine.ray_worker import Parcel
+from ammpl.study.engine.worker import Attempt, End, Evaluation, execute
 from ammpl.study.trial import Trial
-from ammpl.study.worker import Attempt, End, Evaluation, execute
 from tests.study.fakes import small_space
 
 

@@ -1,0 +1,17 @@
+"""Addresses as they may be shown and saved: without what is secret in them."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+
+
+def without_password(uri: str) -> str:
+    """Return a URI that can be shown and saved: ``postgresql://me:***@host/db``."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def without_path(url: str) -> str:
+    """Return what of an address is no secret: those of chat services are keys."""
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2] if "://" in url else ""
+    return f"{url.partition('://')[0]}://{host}/…" if host else url

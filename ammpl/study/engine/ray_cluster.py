@@ -1,0 +1,146 @@
+"""Connecting to Ray, and what a trial may get there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import ray
+
+from ammpl.errors import UserError
+from ammpl.study.engine.packing import MOST_TRIALS, share
+from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.reachable import head_problem
+
+OBJECT_STORE_BYTES = 200 * 2**20  # trials exchange a few kilobytes; Ray would reserve a third of the memory
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine, for the length of the block.
+
+    A Ray that is connected already is used as it is and left running.
+
+    Args:
+        address: ``host:port`` of a cluster's head, or ``auto``; None starts a local cluster.
+
+    Raises:
+        UserError: nothing answers at ``address`` within seconds.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    scratch: str | None = None
+    try:
+        if address is None:
+            # Unix sockets below it: their paths may have 107 characters at most.
+            root = "/tmp" if Path("/tmp").is_dir() else None
+            scratch = tempfile.mkdtemp(prefix="ammpl-ray-", dir=root)
+            ray.init(
+                "local",  # else one that somebody has started on this machine is joined
+                _temp_dir=scratch,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            _join(address)
+        yield
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    where, fix = "--ray-address", "start a head with 'ray start --head --port 6379' and give its HOST:6379"
+    if "://" in address:
+        raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
+        encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+        if problem := head_problem(host.strip("[]"), int(port), encrypted):
+            raise UserError(where, problem, got=address, fix=fix)
+    try:
+        # Staged on each node once, by its content: all run the driver's version of this package.
+        package = {"py_modules": [str(Path(__file__).resolve().parents[1])]}
+        ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(where, f"Ray cannot connect ({text})", got=address, fix=fix) from None
+
+
+def busy(resources: Resources, patience: float = 10.0) -> str | None:
+    """Return what a trial would have to wait for; None once the connected cluster has it free.
+
+    Args:
+        resources: what a trial gets.
+        patience: seconds for which somebody else's may still end.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        free, cluster = ray.available_resources(), ray.cluster_resources()
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+        short = [name for name, count in wanted.items() if free.get(name, 0) < count]
+        if not short:
+            return None
+        if time.monotonic() > deadline:
+            held = ", ".join(f"{free.get(name, 0):g} of {cluster.get(name, 0):g} {name}s" for name in short)
+            return f"waiting for the cluster: {held} free ('ray status' says more)"
+        time.sleep(0.1)
+
+
+def fit_resources(concurrency: int | None, gpus_per_trial: float | Literal["auto"] | None) -> Resources:
+    """Return what a trial gets and how many run at a time on the connected cluster.
+
+    Args:
+        concurrency: trials at a time; None takes as many as fit.
+        gpus_per_trial: None takes one GPU a trial if the cluster has any; ``auto`` has the first trial measured on a
+            GPU of its own, and lets as many of the others share one as fit.
+
+    Raises:
+        UserError: more is wanted than the cluster has.
+    """
+    cluster = ray.cluster_resources()
+    cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
+    if gpus_per_trial == "auto" and gpus >= 1:
+        # At a time as many as could ever be: how many it will be is known once one has been measured.
+        most = fit_resources(None, share(MOST_TRIALS)).concurrency
+        return Resources(
+            min(concurrency or most, most), 1, 1.0, lambda trials: _packed(concurrency, trials, cpus, int(gpus))
+        )
+    wanted = (1.0 if gpus >= 1 else 0.0) if gpus_per_trial in (None, "auto") else float(gpus_per_trial)
+    if wanted > gpus:
+        has = f"has {gpus:g}" if gpus else "has none"
+        raise UserError("--gpus-per-trial", f"the cluster {has}", got=wanted, fix="leave it out, or give 0")
+    if wanted > 1 and not float(wanted).is_integer():
+        raise UserError("--gpus-per-trial", "must be a whole number above 1", got=wanted)
+    if cpus < 1:
+        raise UserError("--ray-address", "the cluster has no CPU to give a trial")
+    fit = cpus
+    if wanted:
+        per_gpu = int(1 / wanted + 1e-9) if wanted < 1 else 0
+        fit = min(fit, int(gpus) * per_gpu if per_gpu else int(gpus / wanted))
+    if concurrency is not None and concurrency > fit:
+        each = f"1 CPU and {wanted:g} GPUs" if wanted else "1 CPU"
+        raise UserError(
+            "--concurrency", f"at most {fit} trials of {each} fit at a time", got=concurrency, fix="leave it out"
+        )
+    return Resources(concurrency=concurrency or fit, cpus=1, gpus=wanted)
+
+
+def _packed(concurrency: int | None, trials: int, cpus: int, gpus: int) -> Resources:
+    """Return what trials get of which so many share a GPU, no more at a time than asked for, or than have a CPU."""
+    fit = min(cpus, gpus * trials)
+    return Resources(min(concurrency or fit, fit), 1, share(trials))
