@@ -14,6 +14,7 @@ from typing import Literal
 
 import ray
 
+import ammpl
 from ammpl.errors import UserError
 from ammpl.study.engine.packing import MOST_TRIALS, share
 from ammpl.study.engine.ray_worker import Resources
@@ -74,7 +75,7 @@ def _join(address: str) -> None:
             raise UserError(where, problem, got=address, fix=fix)
     try:
         # Staged on each node once, by its content: all run the driver's version of this package.
-        package = {"py_modules": [str(Path(__file__).resolve().parents[1])]}
+        package = {"py_modules": [str(Path(ammpl.__file__).resolve().parent)]}
         ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())[:200]

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import ammpl
 from ammpl.config import METHODS
 from ammpl.study.addresses import without_password, without_path
 
@@ -127,7 +128,7 @@ def _gpus() -> list[str]:
 
 def _revision() -> dict[str, Any]:
     """Return the git commit of this package's sources and whether they were changed since."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(ammpl.__file__).resolve().parent
     commit = _output(["git", "-C", str(package), "rev-parse", "HEAD"])
     if not commit:
         return {}

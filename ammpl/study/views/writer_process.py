@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import ammpl
+
 # -P: nothing of the working directory is imported; this package is found where the driver has it.
 _PROGRAM = """\
 import importlib, sys
@@ -53,7 +55,7 @@ class WriterProcess:
     def _start(self, module: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         # In its own session: Ctrl-C reaches the driver alone, which drains the writer.
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, module, str(Path(__file__).resolve().parents[2])],
+            [sys.executable, "-P", "-c", _PROGRAM, module, str(Path(ammpl.__file__).resolve().parents[1])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
