@@ -65,6 +65,12 @@ def imports(part: str) -> Iterator[tuple[str, str]]:
                     yield where, module
 
 
+def test_files_can_be_read_at_a_sitting() -> None:
+    sources = [path for root in ("ammpl", "tests", "docs") for path in (PACKAGE.parent / root).rglob("*.py")]
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert {path: lines for path, lines in lengths.items() if lines > 450} == {}
+
+
 def test_every_part_has_its_place() -> None:
     assert set(parts()) <= MAY_IMPORT.keys()
 
