@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """A report that was written: its page, and a line on what became of it in MLflow."""
+    """A report that was written: its page, and why MLflow does not have it; None where it does."""
 
     page: Path
-    logged: str
+    not_logged: str | None
 
 
 class Rerun(NamedTuple):
@@ -80,54 +80,6 @@ def open(folder: str | Path) -> Study:
 
     check_study(Path(folder))
     return Study(Path(folder))
-
-
-def prepare(
-    *datasets: str,
-    backbone: str | None = None,
-    pretrained: str | None = None,
-    skip_broken: bool = False,
-    download: bool = False,
-    data_root: str | Path | None = None,
-    store: str | Path | None = None,
-    done: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Prepare data sets ahead; a study does so by itself on first use.
-
-    Args:
-        datasets: names, or folders.
-        backbone: whose pixels; of open_clip; None takes ViT-B-16.
-        pretrained: its weights; None takes ``openai`` where ``backbone`` is None.
-        skip_broken: leave out unreadable pictures.
-        download: get what is not there from its owners, where they allow.
-        data_root: has the data sets; None takes AMMPL_DATA_ROOT, else ``data``.
-        store: gets prepared files; None takes AMMPL_STORE, else the user's cache folder.
-        done: is told of each data set.
-
-    Raises:
-        UserError: a name, a file or the disk is not as it must be.
-    """
-    from ammpl.config import resolve
-    from ammpl.data.catalog import DESCRIPTIONS
-    from ammpl.data.home import EMBEDDED
-    from ammpl.study.engine.preparation import download_data, prepare_data
-    from ammpl.study.settings import dataset_of, home_of
-
-    home = home_of(data_root, store)
-    if backbone is None and pretrained is None:
-        pretrained = "openai"
-    for dataset in datasets:
-        name = dataset_of(dataset)
-        if download and name in DESCRIPTIONS:
-            download_data(name, home)
-        values = {
-            "data.name": name,
-            "data.skip_broken": skip_broken,
-            "backbone.name": backbone or "ViT-B-16",
-            "backbone.pretrained": pretrained,
-        }
-        prepare_data([resolve("zero_shot", values, "command line")], home)
-        done(f"{dataset}: " + ("embedded, nothing to prepare" if name in EMBEDDED else f"prepared in {home.store}"))
 
 
 class Study:
@@ -355,7 +307,7 @@ class Study:
 
         folders = [self.folder, *(_folder(other) for other in others)]
         written = write_report(folders, None if output is None else Path(output))
-        return Report(written / PAGE, log_report(self.folder, written) if tracking else "MLflow: left alone")
+        return Report(written / PAGE, log_report(self.folder, written) if tracking else "left alone")
 
     def compare(self, other: Study | str | Path) -> list[Table]:
         """Return what differs between this study and another, then the results of what both have.
@@ -432,4 +384,5 @@ def _reported(study: Study, tracking: bool) -> tuple[str, ...]:
         report = study.report(tracking=tracking)
     except Exception as error:  # a report is a view: it never changes how a study ended
         return (f"warning: no report ({' '.join(str(error).split())[:200]})",)
-    return (f"report: {report.page}", *([report.logged] if tracking else []))
+    missing = tracking and report.not_logged is not None
+    return (f"report: {report.page}" + (f"; not in MLflow: {report.not_logged}" if missing else ""),)

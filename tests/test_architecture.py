@@ -23,8 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "study": {"training", "model", "data", "config", "yaml_file"},
     "report": {"study", "training", "model", "data", "config"},
     "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
+    "before": {"study", "model", "data", "config"},
     "api": {"report", "study", "training", "model", "data", "config", "yaml_file"},
-    "commands": {"api", "report", "study", "training", "model", "data", "config", "yaml_file"},
+    "commands": {"before", "api", "report", "study", "training", "model", "data", "config", "yaml_file"},
     "cli": {"commands"},
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import ammpl
 from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.study.result.summary import Cell, Row, Summary
@@ -54,7 +55,7 @@ SUMMARY = Summary(
     test_openings=1,
     seconds=3.0,
     reasons={"RuntimeError: loss is nan": 1},
-    ui_command="mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    mlflow="python tune.py ui studies/small-1",
     problems=("MLflow lacks 1 trial",),
 )
 
@@ -113,7 +114,12 @@ def test_the_end_of_a_study_is_shown(space: Path, ran: list[Any], capsys: pytest
     assert "1 × RuntimeError: loss is nan\n" in out
     assert "warning: MLflow lacks 1 trial\n" in out
     assert "study folder: studies/small-1\n" in out
-    assert "MLflow: mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in out
+    assert "MLflow: python tune.py ui studies/small-1\n" in out
+
+
+def test_every_command_can_be_called_from_python() -> None:
+    names = {name.replace("-", "_") for name in cli.COMMANDS}
+    assert [name for name in names if not hasattr(ammpl.study, name) and not hasattr(ammpl.study.Study, name)] == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import ammpl
 from ammpl.commands.command import EXIT_NOT_READY, EXIT_SUCCESS, Command
 from ammpl.commands.surroundings import add_help, add_home
 
@@ -36,17 +37,17 @@ exit codes: 0 ready (notes may be there), 1 studies cannot run yet"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py doctor``."""
-    from ammpl.study.doctor import Surroundings, examine
-    from ammpl.study.settings import home_of
-
-    backbone = (arguments.backbone, arguments.pretrained) if arguments.backbone else None
     ready = True
-    home = home_of(arguments.data_root, arguments.store)
-    for finding in examine(Surroundings(home, arguments.tracking_uri, arguments.ray_address, backbone)):
-        ready = ready and not (finding.fix and finding.serious)
-        print(f"{finding.mark:5}{finding.name}: {finding.text}", flush=True)
-        if finding.fix:
-            print(f"     to do: {finding.fix}", flush=True)
+    for finding in ammpl.study.doctor(
+        arguments.backbone,
+        arguments.pretrained,
+        arguments.ray_address,
+        arguments.tracking_uri,
+        arguments.data_root,
+        arguments.store,
+    ):
+        ready = ready and finding.mark != "FAIL"
+        print(finding, flush=True)
     print("ready for studies" if ready else "studies cannot run before what FAILs is mended")
     return EXIT_SUCCESS if ready else EXIT_NOT_READY
 

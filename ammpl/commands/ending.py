@@ -12,7 +12,7 @@ from ammpl.study.result.summary import StudySummary
 
 
 def show(study: Study, console: Console) -> None:
-    """Print the end of a study: its tables, its folder, its report, the command that opens MLflow's UI."""
+    """Print the end of a study: its tables, its folder, its report, what opens it in MLflow."""
     summary = _summary(study)
 
     def say(text: str) -> None:
@@ -35,8 +35,8 @@ def show(study: Study, console: Console) -> None:
     say(f"study folder: {summary.folder}")
     for text in study.said:
         say(text)
-    if summary.ui_command:
-        say(f"MLflow: {summary.ui_command}")
+    if summary.mlflow:
+        say(f"MLflow: {summary.mlflow}")
     for error in summary.errors:
         print(f"error: {error}", file=sys.stderr)
 

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     report = ammpl.study.open(first).report(*others, output=arguments.output, tracking=not arguments.no_tracking)
     print(f"report: {report.page}; its tables and figures are beside it")
     if not arguments.no_tracking:
-        print(report.logged)
+        logged = f"not logged ({report.not_logged})" if report.not_logged else "artifact 'report' of the study's run"
+        print(f"MLflow: {logged}")
     return EXIT_SUCCESS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.surroundings import add_help
 
@@ -26,9 +27,7 @@ exit code: 0"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py schema``."""
-    from ammpl.study.space.schema import schema_text
-
-    print(schema_text(), end="")
+    print(ammpl.study.schema(), end="")
     return EXIT_SUCCESS
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from ammpl.report.results import Row, StudyResult, TrialResult
 from ammpl.report.search_figures import Point, pareto_front
-from ammpl.report.statistics import Comparison, Values, Verdict, compare, harmonic, summarize
+from ammpl.report.statistics import Comparison, Values, compare, harmonic, summarize
 from ammpl.report.tables import Column, Table
 from ammpl.study.result.labels import params_text
-from ammpl.study.result.statistics import Estimate
+from ammpl.study.result.statistics import Estimate, Verdict
 from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.search_space import Objective
 from ammpl.study.trial import State
@@ -53,12 +53,12 @@ def differences(study: StudyResult, metric: str, shots: int, data_set: str | Non
     measured = {row.candidate: row.values(metric, shots, data_set) for row in study.rows}
     if study.reference is None or not measured.get(study.reference):
         return []
-    smallest, family = None, None
+    direction, smallest, family = study.direction, None, None
     if isinstance(study.space, AblationSpace):
+        direction, smallest = study.space.judged_by(metric)
         family = study.space.family
-        if metric.endswith(("accuracy", "harmonic_mean")) or metric == study.space.objective.metric:
-            smallest = study.space.smallest_effect
-    direction = study.direction if metric == study.space.objective.metric else "maximize"
+    elif metric != study.space.objective.metric:
+        direction = "maximize"
     return compare(measured, study.reference, direction=direction, smallest_effect=smallest, family=family)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from ammpl.study.result.statistics import LEVEL, Estimate, estimate
+from ammpl.study.result.statistics import LEVEL, Estimate, Verdict, estimate, verdict
 from ammpl.study.trial import Direction
 
 Instance = tuple[str, int]
@@ -28,14 +27,6 @@ FEWEST_DATA_SETS = 6
 """From which on ranks over data sets are compared."""
 MOST_EXACT = 16
 """Differences of which all 2^n signs are enumerated where ties leave no table."""
-
-
-class Verdict(StrEnum):
-    """Whether the reference beats another candidate by at least the smallest effect of interest."""
-
-    HOLDS = "holds"  # the interval lies beyond that effect
-    DOES_NOT = "does not"  # the interval excludes that effect
-    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -109,25 +100,6 @@ def compare(
             )
         )
     return comparisons
-
-
-def verdict(difference: Estimate, direction: Direction, smallest_effect: float | None) -> Verdict | None:
-    """Return whether the reference is better by at least ``smallest_effect``, judged by the 95 % interval.
-
-    Args:
-        difference: candidate minus reference.
-        direction: which of two values is better.
-        smallest_effect: see :func:`compare`.
-    """
-    if smallest_effect is None or difference.low is None or difference.high is None:
-        return None
-    if direction == "maximize":
-        low, high = -difference.high, -difference.low
-    else:
-        low, high = difference.low, difference.high
-    if low >= smallest_effect:
-        return Verdict.HOLDS
-    return Verdict.DOES_NOT if high < smallest_effect else Verdict.UNDECIDED
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -6,26 +6,25 @@ import json
 import os
 from pathlib import Path
 
-from ammpl.report.report import PAGE
 from ammpl.study.addresses import without_password
 from ammpl.study.views.tracking import remembered_uri
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
-def log_report(study: Path, report: Path) -> str:
-    """Log a report's folder to the parent run of the study, where it has one; return a line on what became of it.
+def log_report(study: Path, report: Path) -> str | None:
+    """Log a report's folder to the parent run of the study, as its artifact ``report``; return why it is not there.
 
     A store that is away costs the artifact, not the report.
     """
     if not (study / "mlflow.json").is_file():
-        return "MLflow: the study was not tracked there"
+        return "the study was not tracked there"
     uri = remembered_uri(study)
     if uri is None:
-        return "MLflow: not logged, the address of the study's store is not known in full"
+        return "the address of the study's store is not known in full"
     shown = without_password(uri)
     if (file := _sqlite_file(uri)) is not None and not file.is_file():
-        return f"MLflow: not logged, {shown} is not there; run the command where the study ran"
+        return f"{shown} is not there; run the command where the study ran"
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient  # seconds of import, of this step only
@@ -34,8 +33,8 @@ def log_report(study: Path, report: Path) -> str:
         run_id = json.loads((study / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
         MlflowClient(uri).log_artifacts(run_id, str(report), "report")
     except Exception as error:  # whatever a store, a plugin or the network raises
-        return f"MLflow: not logged to {shown} ({' '.join(str(error).split())[:200]})"
-    return f"MLflow: report/{PAGE} in the artifacts of the study's run ({shown})"
+        return f"{shown}: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 def _sqlite_file(uri: str) -> Path | None:

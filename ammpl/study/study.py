@@ -358,7 +358,7 @@ class _Session:
     def _shown(self, summary: StudySummary) -> StudySummary:
         """Return a summary with what is to be said of the views, which are closed."""
         problems = (*self._observers.problems, *self.views.note_undelivered(self._folder))
-        return replace(summary, ui_command=self.views.ui_command, problems=problems)
+        return replace(summary, mlflow=self.views.mlflow, problems=problems)
 
     def is_unwritable(self, error: BaseException) -> bool:
         """Whether an exception that ended the run is that the records could not be written."""

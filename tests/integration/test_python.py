@@ -76,8 +76,7 @@ def test_the_studys_run_has_report_winner_and_what_it_is_found_by(tracked: Track
     assert study.summary is not None
     run = parent(tracked.uri, study.folder)
     run_id = run.info.run_id
-    assert study.said[0] == f"report: {study.folder}/report/report.html"
-    assert "artifacts of the study's run" in study.said[1]
+    assert study.said == (f"report: {study.folder}/report/report.html",)
     assert {item.path for item in client.list_artifacts(run_id, "report")} >= {"report/report.html"}
     assert {item.path for item in client.list_artifacts(run_id, "winner")} >= {
         "winner/learnables.safetensors",

@@ -57,7 +57,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, sqlite_uri: str) -> None:
     assert "Traceback" not in done.stderr
     assert "zero_shot" in done.stdout
     assert "study folder: out\n" in done.stdout
-    assert f"-m mlflow ui --backend-store-uri {sqlite_uri}" in done.stdout
+    assert "MLflow: python tune.py ui out\n" in done.stdout
 
     folder = tmp_path / "out"
     trials = {row["key"]: row for row in pq.read_table(folder / "trials" / "trials.parquet").to_pylist()}

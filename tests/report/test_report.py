@@ -24,10 +24,9 @@ from ammpl.report.report import PAGE, write_report
 from ammpl.report.results import read_study
 from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.signatures import SIGNATURES, signatures_table
-from ammpl.report.statistics import Verdict
 from ammpl.report.tables import Column, Table
 from ammpl.study.record.event_log import FILE
-from ammpl.study.result.statistics import estimate
+from ammpl.study.result.statistics import Verdict, estimate
 from ammpl.study.space.search_space import Objective
 from ammpl.study.trial import State, Trial
 from tests.report.studies import ablation, make
@@ -357,7 +356,7 @@ def test_what_cannot_be_reported(masks: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_report_replaces_the_one_before_by_the_same(masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(masks)]) == 0
-    assert "MLflow: the study was not tracked there" in capsys.readouterr().out
+    assert "MLflow: not logged (the study was not tracked there)" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in (masks / "report").rglob("*.*")}
     (masks / "report" / "left.txt").touch()
     write_report([masks])

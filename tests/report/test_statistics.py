@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ammpl.report.statistics import Values, Verdict, compare, harmonic, holm, rank, summarize, verdict
-from ammpl.study.result.statistics import Estimate, estimate
+from ammpl.report.statistics import Values, compare, harmonic, holm, rank, summarize
+from ammpl.study.result.statistics import Estimate, Verdict, estimate, verdict
 
 # Cushny and Peebles' sleep data, as analysed by "Student" (Biometrika 6, 1908): hours gained with two drugs.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

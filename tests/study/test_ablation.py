@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,23 @@ def test_the_tables_fit_eighty_columns(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "+0.0000 [+0.0000, +0.0000]" in text
     assert "…" not in text
-    assert text.count("learned (ref.)") == 2
+    assert text.count("reference") == 2
+
+
+def test_verdicts_on_a_declared_effect_are_in_the_tables(tmp_path: Path) -> None:
+    summary = _run(tmp_path, test=True, smallest_effect=0.1)[2]
+    verdicts = {row.variant: row.cells["validation/accuracy"].verdict for row in summary.rows}
+    assert verdicts == {"none": "undecided", "random": "undecided", "learned": None}  # -.110 ± .066, -.060 ± .163
+    assert summary.rows[0].cells["test/loss"].verdict is None  # the effect is of accuracies
+    clear = _run(tmp_path / "clear", smallest_effect=0.01)[2]
+    assert clear.markdown().splitlines()[2].endswith("| reference better by 0.01 |")
+    assert clear.markdown().splitlines()[4].endswith("| holds |")
+    stream = io.StringIO()
+    for table in clear.tables():
+        Console(file=stream, width=80).print(table)
+    assert max(map(len, stream.getvalue().splitlines())) <= 80
+    assert re.search(r"none .* holds", stream.getvalue())
+    assert json.loads(json.dumps(clear.as_dict()))["rows"][0]["cells"]["validation/accuracy"]["verdict"] == "holds"
 
 
 def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
@@ -232,7 +249,7 @@ def test_the_figures_for_mlflow_and_the_file(tmp_path: Path) -> None:
     assert data["rows"][0]["params"] == {KIND: "none"}
     lines = summary.markdown().splitlines()
     assert lines[0] == "**validation/accuracy**, differences to `learned` paired by repeat"
-    assert lines[-1] == "| learned (ref.) | 3 | 0.8600 | 0.0529 | – |"
+    assert lines[-1] == "| learned | 3 | 0.8600 | 0.0529 | reference |"
 
 
 def test_records_have_a_column_for_what_variants_set(tmp_path: Path) -> None:

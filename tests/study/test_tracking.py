@@ -58,15 +58,14 @@ def test_addresses_are_shown_without_passwords(tmp_path: Path, monkeypatch: pyte
     assert without_password("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
     ready = tracker(tmp_path, monkeypatch, READY)
     ready.check()
-    assert ready.ui_command == ready.run_url == "http://me:***@host:5000/#/experiments/3/runs/abc"
+    assert ready.opened_by == "http://me:***@host:5000/#/experiments/3/runs/abc"
     ready.close()
 
 
-def test_the_command_that_opens_a_file_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_opens_a_store_that_is_no_server_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(Path(sys.executable).parents[1])
     ready = tracker(tmp_path, monkeypatch, READY, uri=None)
-    assert ready.ui_command == f"bin/{Path(sys.executable).name} -m mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    assert ready.opened_by == f"python tune.py ui {tmp_path}"
     ready.close()
 
 

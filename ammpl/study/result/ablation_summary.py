@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from ammpl.config import Scalar
 from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
-from ammpl.study.result.statistics import Estimate, estimate, paired
+from ammpl.study.result.statistics import Estimate, Verdict, estimate, paired, verdict
 from ammpl.study.result.summary import StudySummary, markdown_table, summarize, tally
-from ammpl.study.space.ablation_space import Setting
+from ammpl.study.space.ablation_space import AblationSpace, Setting
 
 Values = Mapping[int, float] | Mapping[str, float]
 """By repeat, or by data set."""
@@ -34,15 +35,17 @@ class VariantCell:
         own: mean, sd and interval of the values.
         difference: of the values minus the reference's, over the repeats that both completed, or over the data sets'
             means of these; None for the reference itself, or without such a repeat.
+        verdict: whether the reference is better by the smallest effect that the space declares; None without one.
     """
 
     values: Values
     own: Estimate
     difference: Estimate | None
+    verdict: Verdict | None = None
 
-    def texts(self) -> tuple[str, ...]:
-        """Return what the table shows: n, mean, sd, difference with its interval."""
-        difference = "–"
+    def texts(self, is_reference: bool) -> tuple[str, ...]:
+        """Return what the table shows: n, mean, sd, difference with its interval, verdict."""
+        difference = "reference" if is_reference else "–"
         if (pairs := self.difference) is not None:
             difference = f"{pairs.mean:+.4f}"
             if pairs.low is not None:
@@ -50,7 +53,7 @@ class VariantCell:
             if pairs.n != self.own.n:
                 difference += f" (n = {pairs.n})"
         sd = "–" if self.own.sd is None else f"{self.own.sd:.4f}"
-        return str(self.own.n), f"{self.own.mean:.4f}", sd, difference
+        return str(self.own.n), f"{self.own.mean:.4f}", sd, difference, str(self.verdict or "–")
 
 
 COLUMNS = ("variant", "n", "mean", "sd", "difference [95 % interval]")
@@ -79,10 +82,12 @@ class AblationSummary(StudySummary):
 
     Attributes:
         reference: the variant that the others are compared with.
+        smallest_effect: what verdicts are by; None without them.
         rows: the variants with a complete trial, in the order of the file, setting by setting; then over data sets.
     """
 
     reference: str
+    smallest_effect: float | None
     rows: tuple[VariantRow, ...]
 
     @property
@@ -123,7 +128,7 @@ class AblationSummary(StudySummary):
     def _markdown_tables(self) -> str:
         return "\n".join(
             f"**{metric}**{_at(setting)}, differences to `{self.reference}` paired by {self._unit(setting)}\n\n"
-            + markdown_table(COLUMNS, self._texts(metric, setting))
+            + markdown_table(self._columns(metric), self._texts(metric, setting))
             for metric, setting in self._tables(self._settings)
         )
 
@@ -133,11 +138,14 @@ class AblationSummary(StudySummary):
         tables = []
         for metric, setting in self._tables(overall or self._settings):
             title = f"{self.study}: {metric}{_at(setting)}, paired with {self.reference}"
-            table = Table(title=title, title_justify="left")
-            table.add_column(COLUMNS[0], overflow="fold")
-            for column in COLUMNS[1:-1]:
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+            name, *numbers, difference = COLUMNS
+            table.add_column(name, overflow="fold")
+            for column in numbers:
                 table.add_column(column, justify="right", no_wrap=True)
-            table.add_column(COLUMNS[-1], no_wrap=True)
+            table.add_column(difference, no_wrap=True)
+            for column in self._columns(metric)[len(COLUMNS) :]:
+                table.add_column(column, width=len("reference"))
             for texts in self._texts(metric, setting):
                 table.add_row(*map(Text, texts))  # brackets would be rich's markup
             tables.append(table)
@@ -154,9 +162,15 @@ class AblationSummary(StudySummary):
                 if list(self._texts(metric, setting)):
                     yield metric, setting if len(self._settings) > 1 else None
 
+    def _columns(self, metric: str) -> tuple[str, ...]:
+        """Return the columns of a metric's tables, the verdicts' among them where it is judged."""
+        judged = any(metric in row.cells and row.cells[metric].verdict for row in self.rows)
+        return (*COLUMNS, f"reference better by {self.smallest_effect:g}") if judged else COLUMNS
+
     def _texts(self, metric: str, setting: Setting | None) -> list[tuple[str, ...]]:
+        shown = len(self._columns(metric))
         return [
-            (row.variant + (" (ref.)" if row.variant == self.reference else ""), *row.cells[metric].texts())
+            (row.variant, *row.cells[metric].texts(row.variant == self.reference))[:shown]
             for row in self.rows
             if metric in row.cells and setting in (None, Setting(row.dataset, row.shots))
         ]
@@ -181,6 +195,7 @@ def summarize_ablation(plan: AblationPlan, folder: Path, *, interrupted: bool, s
         interrupted=interrupted,
         objective=space.objective.metric,
         reference=space.reference,
+        smallest_effect=space.smallest_effect,
         counts=counts,
         rows=tuple(_rows(plan)),
         test_openings=plan.test_openings,
@@ -219,7 +234,7 @@ def _rows(plan: AblationPlan) -> Iterator[VariantRow]:
             for metric, values in by_metric.items():
                 of_reference = measured[space.reference].get(metric, {})
                 difference = None if variant == space.reference else paired(values, of_reference)
-                cells[metric] = VariantCell(values, estimate(list(values.values())), difference)
+                cells[metric] = _cell(space, metric, values, difference)
             if cells:
                 found.setdefault(setting, []).append(_row(plan, variant, setting, cells))
     for rows in found.values():
@@ -228,7 +243,7 @@ def _rows(plan: AblationPlan) -> Iterator[VariantRow]:
         for shots in dict.fromkeys(setting.shots for setting in space.settings):
             at_shots = [row for setting, rows in found.items() if setting.shots == shots for row in rows]
             for variant in space.variants:
-                if cells := _over_data_sets([row for row in at_shots if row.variant == variant]):
+                if cells := _over_data_sets(space, [row for row in at_shots if row.variant == variant]):
                     yield _row(plan, variant, Setting(None, shots), cells)
 
 
@@ -237,13 +252,17 @@ def _row(plan: AblationPlan, variant: str, setting: Setting, cells: Mapping[str,
     return VariantRow(variant, name, setting.dataset, setting.shots, plan.space.variants[variant], cells)
 
 
-def _over_data_sets(rows: list[VariantRow]) -> dict[str, VariantCell]:
+def _cell(space: AblationSpace, metric: str, values: Values, difference: Estimate | None) -> VariantCell:
+    judged = None if difference is None else verdict(difference, *space.judged_by(metric))
+    return VariantCell(values, estimate(list(values.values())), difference, judged)
+
+
+def _over_data_sets(space: AblationSpace, rows: list[VariantRow]) -> dict[str, VariantCell]:
     """Return a variant's cells over its rows, one a data set: first the mean of the repeats, then over data sets."""
     cells = {}
     for metric in dict.fromkeys(metric for row in rows for metric in row.cells):
         by_data_set = {str(row.dataset): row.cells[metric] for row in rows if metric in row.cells}
         means = {dataset: statistics.fmean(cell.values.values()) for dataset, cell in by_data_set.items()}
         differences = [cell.difference.mean for cell in by_data_set.values() if cell.difference is not None]
-        difference = estimate(differences) if differences else None
-        cells[metric] = VariantCell(means, estimate(list(means.values())), difference)
+        cells[metric] = _cell(space, metric, means, estimate(differences) if differences else None)
     return cells

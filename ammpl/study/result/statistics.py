@@ -1,4 +1,4 @@
-"""Statistics of repeats: mean, standard deviation of a sample, 95 % t-interval; alone or as paired differences.
+"""Statistics of repeats: mean, sd of a sample, 95 % t-interval; alone or as paired differences, with a verdict.
 
 The interval assumes repeats drawn at random and conditions on the images that they share: it says how far the mean
 would move with other few-shot samples and starts, not with another data set.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from scipy import special
+
+from ammpl.study.trial import Direction
 
 LEVEL = 0.95
 
@@ -39,6 +42,14 @@ class Estimate:
         """Return what is known, by name."""
         values: dict[str, Any] = vars(self)
         return {name: float(value) for name, value in values.items() if value is not None}
+
+
+class Verdict(StrEnum):
+    """Whether the reference beats another candidate by at least the smallest effect of interest."""
+
+    HOLDS = "holds"  # the interval lies beyond that effect
+    DOES_NOT = "does not"  # the interval excludes that effect
+    UNDECIDED = "undecided"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -76,3 +87,22 @@ def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Estim
     """
     common = sorted(values.keys() & reference.keys())
     return estimate([values[repeat] - reference[repeat] for repeat in common]) if common else None
+
+
+def verdict(difference: Estimate, direction: Direction, smallest_effect: float | None) -> Verdict | None:
+    """Return whether the reference is better by at least ``smallest_effect``, judged by the 95 % interval.
+
+    Args:
+        difference: candidate minus reference.
+        direction: which of two values is better.
+        smallest_effect: what the reference should be better by, in the metric's unit; None gives no verdict.
+    """
+    if smallest_effect is None or difference.low is None or difference.high is None:
+        return None
+    if direction == "maximize":
+        low, high = -difference.high, -difference.low
+    else:
+        low, high = difference.low, difference.high
+    if low >= smallest_effect:
+        return Verdict.HOLDS
+    return Verdict.DOES_NOT if high < smallest_effect else Verdict.UNDECIDED

@@ -92,7 +92,7 @@ class StudySummary(ABC):
         notes: what a reader of the tables must know.
         ended: which budget was used up before all trials of the search or ablation had begun, None if none was.
         stopped: why the study ended itself before its time, None if it did not.
-        ui_command: opens the MLflow UI; None without tracking.
+        mlflow: what opens the study in MLflow, a command or an address; None without tracking.
         problems: what views of the study could not do.
         errors: what of the study itself could not be kept, with the fix.
     """
@@ -109,7 +109,7 @@ class StudySummary(ABC):
     ended: str | None = None
     stopped: str | None = None
     on_request: bool = False
-    ui_command: str | None = None
+    mlflow: str | None = None
     problems: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
 
@@ -148,7 +148,7 @@ class StudySummary(ABC):
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as JSON data."""
         data = dataclasses.asdict(self)
-        del data["ui_command"], data["problems"], data["errors"]
+        del data["mlflow"], data["problems"], data["errors"]
         return {**data, "folder": self.folder.name}
 
 

@@ -24,6 +24,7 @@ from ammpl.study.space.search_space import (
     option_names,
     set_elsewhere,
 )
+from ammpl.study.trial import Direction
 
 CROSSED = {"datasets": "data.name", "shots": "data.shots"}
 """A key of the file that lists several values, and the field of the trial that gets one after the other."""
@@ -88,7 +89,7 @@ class AblationSpace(Section):
         budget: ends it before all its trials have run; by default there is none.
         test: whether each complete trial is tested once at the end; otherwise the test split stays sealed.
         smallest_effect: what the reference should be better by, in the objective's unit, for the difference to matter;
-            a report judges by it. None declares nothing, and there are no verdicts.
+            verdicts are by it. None declares nothing, and there are none.
         family: the variants whose comparisons with the reference are corrected together; None for all of them.
     """
 
@@ -199,6 +200,15 @@ class AblationSpace(Section):
         """Return a name for folders and figures: ``learned``, or ``learned@dtd@16shots`` of what the file crosses."""
         dataset = [_short(setting.dataset or f"{len(self.datasets or ())}datasets")] if self.datasets else []
         return "@".join([variant, *dataset, *([f"{setting.shots}shots"] if self.shots else [])])
+
+    def judged_by(self, metric: str) -> tuple[Direction, float | None]:
+        """Return which values of a metric are better, and what the reference should be better by.
+
+        The smallest effect is of the objective and of accuracies, not of what has another unit: None there.
+        """
+        if metric == self.objective.metric:
+            return self.objective.direction, self.smallest_effect
+        return "maximize", self.smallest_effect if metric.endswith(("accuracy", "harmonic_mean")) else None
 
     @cached_property
     def parameters(self) -> dict[str, Varied]:

@@ -154,9 +154,9 @@ class Views:
         return tuple(lacking.values())
 
     @property
-    def ui_command(self) -> str | None:
-        """The command that opens MLflow's UI; None without tracking."""
-        return self._tracker.ui_command if self._tracker else None
+    def mlflow(self) -> str | None:
+        """What opens the study in MLflow; None without tracking."""
+        return self._tracker.opened_by if self._tracker else None
 
 
 def _winner(summary: StudySummary) -> dict[str, Any] | None:

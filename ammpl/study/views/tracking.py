@@ -13,6 +13,7 @@ import getpass
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -137,22 +138,11 @@ class MLflowTracker:
         return ready[0]["parent"] if ready else {}
 
     @property
-    def ui_command(self) -> str:
-        """The shell command that opens the MLflow UI on this store; for a server, its address."""
-        if self._uri.startswith(("http://", "https://")):
-            return self._run_url(without_password(self._uri))
-        python = Path(sys.executable)
-        shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-        return f"{shown} -m mlflow ui --backend-store-uri {without_password(self._uri)}"
-
-    @property
-    def run_url(self) -> str:
-        """The parent run's page: on the server, or on the UI that :attr:`ui_command` opens."""
-        if self._uri.startswith(("http://", "https://")):
-            return self._run_url(without_password(self._uri))
-        return self._run_url("http://127.0.0.1:5000")
-
-    def _run_url(self, base: str) -> str:
+    def opened_by(self) -> str:
+        """What opens the study in MLflow: the page of its run on a server, else a shell command."""
+        if not self._uri.startswith(("http://", "https://")):
+            return f"python tune.py ui {shlex.quote(str(self._folder))}"
+        base = without_password(self._uri)
         if not self.parent:
             return base
         return f"{base.rstrip('/')}/#/experiments/{self.parent['experiment_id']}/runs/{self.parent['run_id']}"

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from ammpl.data.home import DataHome
-from ammpl.study import doctor
-from ammpl.study.doctor import Surroundings
+from ammpl.study import readiness
+from ammpl.study.readiness import Surroundings
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def look(check, surroundings):
 
 
 def test_what_is_fine_needs_no_fix(surroundings):
-    for check in (doctor._python, doctor._packages, doctor._torch, doctor._disk, doctor._store, doctor._backbone):
+    for name in ("python", "packages", "torch", "disk", "store", "backbone"):
+        check = getattr(readiness, f"_{name}")
         for mark, _, text, fix in look(check, surroundings):
             assert (mark, fix) == ("ok", None), text
 
@@ -35,7 +36,7 @@ def test_what_is_fine_needs_no_fix(surroundings):
 def test_a_package_of_another_version(surroundings, monkeypatch):
     version = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "1.0" if name == "optuna" else version(name))
-    [(mark, _, text, fix)] = look(doctor._packages, surroundings)
+    [(mark, _, text, fix)] = look(readiness._packages, surroundings)
     assert mark == "FAIL"
     assert text.startswith("optuna is 1.0, needed is >=")
     assert fix == "pip install -e . in the project's folder"
@@ -44,9 +45,9 @@ def test_a_package_of_another_version(surroundings, monkeypatch):
 def test_a_full_disk_and_one_that_may_not_be_written_to(surroundings, monkeypatch):
     usage = shutil.disk_usage(surroundings.home.store.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    assert {finding[0] for finding in look(doctor._disk, surroundings)} == {"note"}
+    assert {finding[0] for finding in look(readiness._disk, surroundings)} == {"note"}
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert {finding[0] for finding in look(doctor._disk, surroundings)} == {"FAIL"}
+    assert {finding[0] for finding in look(readiness._disk, surroundings)} == {"FAIL"}
 
 
 def test_a_store_that_does_not_answer(surroundings):
@@ -54,18 +55,18 @@ def test_a_store_that_does_not_answer(surroundings):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     away = Surroundings(surroundings.home, f"http://127.0.0.1:{port}")
-    [(mark, _, text, fix)] = look(doctor._store, away)
+    [(mark, _, text, fix)] = look(readiness._store, away)
     assert (mark, text) == ("FAIL", f"http://127.0.0.1:{port} does not answer: Connection refused")
     assert "--tracking-uri" in fix
 
 
 def test_data_sets_and_their_splits(surroundings):
-    [(mark, _, text, _)] = look(doctor._data, surroundings)
+    [(mark, _, text, _)] = look(readiness._data, surroundings)
     assert mark == "note" and text.endswith("does not exist")
     (surroundings.home.root / "dtd").mkdir(parents=True)
     (surroundings.home.root / "eurosat").mkdir()
     (surroundings.home.root / "eurosat" / "split_zhou_EuroSAT.json").touch()
-    found = {name: (mark, text) for mark, name, text, _ in look(doctor._data, surroundings)}
+    found = {name: (mark, text) for mark, name, text, _ in look(readiness._data, surroundings)}
     assert found["data"] == ("ok", f"{surroundings.home.root}: eurosat, dtd")
     mark, text = found["data, dtd"]
     assert mark == "note" and text.startswith("has no split_zhou_DescribableTextures.json")
@@ -74,7 +75,7 @@ def test_data_sets_and_their_splits(surroundings):
 
 def test_a_backbone_that_cannot_be_loaded(surroundings):
     wrong = Surroundings(surroundings.home, backbone=("ViT-B-16", "opena"))
-    [(mark, _, text, fix)] = look(doctor._backbone, wrong)
+    [(mark, _, text, fix)] = look(readiness._backbone, wrong)
     assert mark == "FAIL"
     assert text == "backbone.pretrained: neither a pretrained tag of ViT-B-16 nor a file"
     assert fix == "did you mean 'openai'?"
@@ -84,7 +85,7 @@ def test_a_cluster_that_is_not_there(surroundings, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests' Ray is left alone
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     away = Surroundings(surroundings.home, ray_address="nowhere")
-    [(mark, _, text, fix)] = look(doctor._ray, away)
+    [(mark, _, text, fix)] = look(readiness._ray, away)
     assert (mark, text) == ("FAIL", "--ray-address: must be the HOST:PORT of a cluster's head, or 'auto'")
     assert "ray start" in fix
 
@@ -94,6 +95,6 @@ def test_a_check_that_breaks_is_a_finding(surroundings, monkeypatch):
         raise RuntimeError("no idea")
         yield
 
-    monkeypatch.setattr(doctor, "_python", broken)
-    first = next(doctor.examine(surroundings))
+    monkeypatch.setattr(readiness, "_python", broken)
+    first = next(readiness.examine(surroundings))
     assert (first.mark, first.text) == ("FAIL", "could not be looked at (RuntimeError: no idea)")

@@ -49,6 +49,10 @@ class Finding:
         """``ok``, ``note`` or ``FAIL``."""
         return "ok" if self.fix is None else "FAIL" if self.serious else "note"
 
+    def __str__(self) -> str:
+        """Return what a person reads."""
+        return f"{self.mark:5}{self.name}: {self.text}" + (f"\n     to do: {self.fix}" if self.fix else "")
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -185,8 +189,9 @@ def _backbone(surroundings: Surroundings) -> Iterator[Finding]:
     except UserError as error:
         yield _mistake("backbone", error)
         return
+    seconds = time.monotonic() - began
     size = sum(parameter.numel() for parameter in backbone.clip.parameters()) / 1e6
-    yield Finding("backbone", f"{backbone.name}: {size:.1f} M parameters, loaded in {time.monotonic() - began:.1f} s")
+    yield Finding("backbone", f"{backbone.name}: {size:.3g} million parameters, loaded in {seconds:.1f} s")
 
 
 def _data(surroundings: Surroundings) -> Iterator[Finding]:
