@@ -23,7 +23,7 @@ where their repeats match. Nothing is run or changed."""
 example:
   python tune.py compare studies/default-20260101-120000 studies/mine
 
-exit codes: 0 said, 2 something to mend (no study, damaged log)"""
+exit codes: 0 shown, 2 something to mend (no study, damaged log)"""
     what = parser.add_argument_group("what is compared")
     what.add_argument("first", type=Path, metavar="A", help="a study's folder, e.g. studies/default-20260101-120000")
     what.add_argument("second", type=Path, metavar="B", help="another's, e.g. studies/mine-20260102-120000")

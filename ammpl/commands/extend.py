@@ -25,15 +25,15 @@ Add to a study, ended or stopped: a new version of it, in the same folder and
 the same MLflow runs. What has run is kept; a search goes on as if it had been
 longer from the start. Its best are confirmed again, with those confirmed
 before. A winner that was not tested yet is tested, which is counted as another
-opening of the test split. With another space the sampler begins with those
-trials that the space can give; others are no candidates any more."""
+opening of the test split. With another space the sampler starts from the
+earlier trials that lie in it; the others are no longer candidates."""
     parser.epilog = """\
 examples:
   python tune.py extend studies/default-20260101-120000 --trials +50
   python tune.py extend STUDY --space narrower.yaml --time-budget +1h
   python tune.py extend studies/ablation_mask-20260101-120000 --repeats +5
 
-exit codes: as of tune.py"""
+exit codes: those of tune.py"""
     parser.add_argument_group("what is extended").add_argument(
         "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )

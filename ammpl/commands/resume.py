@@ -20,8 +20,8 @@ def describe(parser: argparse.ArgumentParser) -> None:
 Go on with a study that was interrupted, or whose process or machine died.
 Trials that ended are not run again, those that had begun are, under the same
 names; sampler and pruner go on as if nothing had happened, and MLflow in the
-same runs. Give the same --data-root, --store and --ray-address as then. Of a
-study that has ended, the stores that were away by then are told what they lack."""
+same runs. Give the same --data-root, --store and --ray-address as then. A store
+that was away when the study ended gets what it lacks."""
     parser.epilog = """\
 example:
   python tune.py resume studies/default-20260101-120000

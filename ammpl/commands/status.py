@@ -27,7 +27,7 @@ examples:
   python tune.py status studies/default-20260101-120000
   python tune.py status studies/default-20260101-120000 --watch
 
-exit codes: 0 said, 2 something to mend (no study, damaged log)"""
+exit codes: 0 shown, 2 something to mend (no study, damaged log)"""
     what = parser.add_argument_group("what is looked at")
     what.add_argument(
         "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"

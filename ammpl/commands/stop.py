@@ -15,7 +15,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.usage = "tune.py stop STUDY"
     parser.description = """\
 Ask a running study to stop gracefully, from another terminal or another machine
-that has its folder: the trials that run are let end, no more begin, and the
+that has its folder: running trials go on to their end, no more begin, and the
 summary so far is written. The study can be resumed or extended later. Ctrl-C in
 its own terminal is faster: it ends running trials, which then run again."""
     parser.epilog = """\

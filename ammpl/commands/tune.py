@@ -55,7 +55,7 @@ something to mend (file, flag, disk), 130 interrupted"""
     start.add_argument(
         "--best",
         action="store_true",
-        help="with its winner's values: fixed, or first (default: no)",
+        help="with its winner's values (default: no)",
     )
 
     study = parser.add_argument_group("what is studied (default: what the space file says)")
@@ -63,7 +63,7 @@ something to mend (file, flag, disk), 130 interrupted"""
     study.add_argument("--time-budget", metavar="TIME", help="no trial of it begins after that time, e.g. 1h30m")
     study.add_argument("--trial-time", metavar="TIME", help="a trial that takes longer has failed, e.g. 30m")
     study.add_argument("--dataset", metavar="NAME", help="a data set, e.g. oxford_pets, or a folder of your own")
-    study.add_argument("--shots", type=int, metavar="N", help="training images a class, e.g. 4")
+    study.add_argument("--shots", type=int, metavar="N", help="training images per class, e.g. 4")
     study.add_argument("--backbone", metavar="NAME", help="a ViT of open_clip, e.g. ViT-B-16, or tiny-glyph")
     study.add_argument("--pretrained", metavar="TAG", help="its weights: open_clip's tag, e.g. openai, or a file")
     study.add_argument("--skip-broken", action="store_true", help="leave out unreadable pictures (default: stop)")

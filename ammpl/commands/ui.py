@@ -53,4 +53,4 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
-COMMAND = Command("while it runs", describe, run)
+COMMAND = Command("when it is over", describe, run)

@@ -1,4 +1,4 @@
-"""The embedded backbone ``tiny-glyph``: a CLIP of 1.45 M parameters, trained on rendered glyphs, in this package.
+"""The embedded backbone ``tiny-glyph``: a CLIP of 1.46 M parameters, trained on rendered glyphs, in this package.
 
 Examples:
     >>> from ammpl.model import tiny_glyph

@@ -61,7 +61,7 @@ class TrainSettings:
 
 
 def architecture(vocab_size: int) -> dict[str, Any]:
-    """Return the arguments of ``open_clip.CLIP`` for the tiny tower: 1.45 M parameters."""
+    """Return the arguments of ``open_clip.CLIP`` for the tiny tower: 1.46 M parameters."""
     return {
         "embed_dim": 128,
         "quick_gelu": False,

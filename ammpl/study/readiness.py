@@ -197,8 +197,8 @@ def _backbone(surroundings: Surroundings) -> Iterator[Finding]:
 def _data(surroundings: Surroundings) -> Iterator[Finding]:
     root = surroundings.home.root
     if not root.is_dir():
-        fix = "nothing, for the embedded data sets; for others give --data-root, or prepare --download"
-        yield Finding("data", f"{root} does not exist", fix)
+        fix = "for other data sets give --data-root DIR, or get them by 'tune.py prepare NAME --download'"
+        yield Finding("data", f"{root} does not exist: embedded data sets only", fix)
         return
     there = [name for name, description in DESCRIPTIONS.items() if (root / description.folder).is_dir()]
     yield Finding("data", f"{root}: {', '.join(there) if there else 'none of the published data sets'}")

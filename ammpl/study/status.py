@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def status(folder: Path) -> list[str]:
         lines.append(f"version {event['version']}: extended {at:%Y-%m-%d %H:%M} UTC, {_budget(file)} ({file.name})")
     if best := _best(folder, history, begun):
         lines.append(best)
+    if history.has_ended and (winner := _winner(folder)):
+        lines.append(winner)
     lines.append(f"time: {duration_text(history.seconds) or '0 s'}")
     return lines
 
@@ -98,4 +101,18 @@ def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None
     if not values:
         return None
     key = (max if objective.direction == "maximize" else min)(values, key=values.__getitem__)
-    return f"best so far: {key}, {objective.metric} {values[key]:.4f}"
+    return f"best of the search: {key}, {objective.metric} {values[key]:.4f}"
+
+
+def _winner(folder: Path) -> str | None:
+    """Describe the confirmed winner of a search that has ended, None where it has none."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for row in summary["rows"]:
+        if summary.get("winner") is not None and row["candidate"] == summary["winner"]:
+            cells = {metric: cell for metric, cell in row["cells"].items() if not metric.endswith("loss")}
+            means = ", ".join(f"{metric} {cell['mean']:.4f}" for metric, cell in cells.items())
+            return f"winner: trial {summary['winner']}, mean of {len(cells[summary['objective']]['values'])}: {means}"
+    return None

@@ -46,4 +46,6 @@ if __name__ == "__main__":
         made = run(PAGE, Path(place))
     for cell in made.cells:
         cell.metadata = {}  # when it ran
+        if cell.cell_type == "code":  # what libraries grumble, with paths of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(made, PAGE)

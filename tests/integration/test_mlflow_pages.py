@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.integration.browser import chromium
@@ -66,14 +67,22 @@ def pages(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_the_studys_page_says_what_was_asked_and_what_came_out(pages: Pages, tracked: Tracked) -> None:
     assert tracked.study.summary is not None
-    pages.open(f"experiments/{pages.experiment}/runs/{pages.run}")
+    with tracked.study.ui(tracked.uri) as interface:
+        pages.open(interface.address.partition("/#/")[2])
     pages.has("smoke-1", "Three trials of four steps", f"Winner: trial {tracked.study.summary.winner}")
     pages.has("winner/test/accuracy/mean", "trials/complete", "digits", "tiny-glyph", "sampler")
     pages.has(*[run.info.run_name for run in list(children(tracked.uri, tracked.study.folder).values())[:3]])
     tables = pages.wait("no tables", lambda: pages.browser.find_elements(By.CSS_SELECTOR, "[data-testid^=note] table"))
     assert "validation/accuracy" in tables[0].get_attribute("textContent")
-    pages.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tables[0])
+    assert {"Runs", "Models"} <= set(pages.browser.find_element(By.TAG_NAME, "aside").text.split())
+    [unfold] = pages.browser.find_elements(By.XPATH, "//main//*[text()='Show more']")
+    script = "arguments[0].click(); arguments[1].scrollIntoView()"
+    pages.browser.execute_script(script, unfold, _heading(pages, "Tags"))
     pages.picture("study")
+
+
+def _heading(pages: Pages, text: str) -> WebElement:
+    return pages.browser.find_element(By.XPATH, f"//main//*[text()='{text}']")
 
 
 def test_trials_are_listed_by_name_state_and_objective(pages: Pages, tracked: Tracked) -> None:

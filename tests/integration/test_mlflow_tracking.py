@@ -76,7 +76,7 @@ def tell_study(told: MLflowTracker, folder: Path) -> None:
             report(told, key, *steps)
             last = {"validation/accuracy": steps[-1] / 100, "mask/keep_rate": 0.9}
             told.trial_finished(searched, outcome(State(ENDS[key]), steps[-1] / 100, steps[-1], last))
-    told.summary({"test/accuracy": 0.7}, "| row | mean |\n|---|---|\n| coop | .70 |")
+    told.summary({"test/accuracy": 0.7}, "| row | mean |\n|---|---|\n| coop | .70 |", tags={"result": "coop .70"})
 
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
@@ -106,7 +106,7 @@ def test_the_parent_run_is_the_study(store: tuple[str, Path]) -> None:
     assert run.data.metrics == {"test/accuracy": 0.7}
     assert run.data.tags["kind"] == "test"
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("# Question\nWhich?\n\n| row |") and note.endswith("| coop | .70 |")
+    assert note.startswith("**coop .70**\n\n# Question\nWhich?\n\n| row |") and note.endswith("| coop | .70 |")
     assert files(uri, run) == {"study.yaml", "summary.md"}
 
 

@@ -85,5 +85,6 @@ def test_a_server_that_is_still_away_at_the_end(
     assert f"{folder}: the study has ended, and what was missing is delivered\n" in capsys.readouterr().out
     check_mlflow(server.uri, folder)
     assert not (folder / "undelivered.json").exists()
-    assert parent(server.uri, folder).data.tags["mlflow.note.content"].startswith(SPACE.description)
+    tags = parent(server.uri, folder).data.tags
+    assert tags["mlflow.note.content"].startswith(f"**{tags['result']}**\n\n{SPACE.description}")
     assert (folder / "events.jsonl").read_bytes() == log and (folder / "summary.json").read_bytes() == end

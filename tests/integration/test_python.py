@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_a_study_that_was_opened(tracked: Tracked) -> None:
     folder = tracked.study.folder
     study = ammpl.study.open(folder)
     assert study.status()[0] == f"{folder}: has ended" and study.status()[0] in study._repr_markdown_()
+    [winner] = [line for line in study.status() if line.startswith("winner: ")]
+    assert re.fullmatch(r"winner: trial \d+, mean of 2: validation/accuracy 0\.\d{4}, test/accuracy 0\.\d{4}", winner)
     assert [table.name for table in study.compare(folder)] == ["changed", "results"]
     assert study.rerun_trial(0).difference is None
     assert study.resume(tracking_uri=tracked.uri).summary is None
@@ -91,7 +94,9 @@ def test_the_studys_run_has_report_winner_and_what_it_is_found_by(tracked: Track
     ended = [value for name, value in run.data.metrics.items() if name.startswith("trials/")]
     assert sum(ended) == study.trials().num_rows
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("**Three trials of four steps")
+    tested = study.summary.rows[0].cells["test/accuracy"]
+    assert run.data.tags["result"].startswith(f"test/accuracy {tested} of {study.summary.rows[0].label}; ")
+    assert note.startswith(f"**{run.data.tags['result']}**\n\nThree trials of four steps")
     assert f"Winner: **trial {study.summary.winner}**" in note and "| confirm | 4 |" in note
     assert note.index("Winner") < note.index("| `model.mask.temperature` | tau | 0.1 … 2, log |")
 

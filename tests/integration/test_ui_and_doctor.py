@@ -49,7 +49,7 @@ def test_the_ui_opens_at_the_studys_page_and_ends_with_its_process(study: Path, 
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("MLflow: ").strip()
         base, _, page = address.partition("/#/")
-        assert page == f"experiments/{link['experiment_id']}/runs/{link['run_id']}"
+        assert page == f"experiments/{link['experiment_id']}/runs/{link['run_id']}?workflowType=machine_learning"
         query = f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={link['run_id']}"
         with urllib.request.urlopen(query, timeout=30) as answer:
             assert json.load(answer)["run"]["info"]["run_name"] == "small-1"
@@ -67,7 +67,7 @@ def test_a_server_has_its_ui_already(study: Path) -> None:
     (study / "mlflow.json").write_text(json.dumps(link | {"tracking_uri": "http://10.0.0.1:5000"}))
     with UserInterface(study) as interface:
         expected = f"http://10.0.0.1:5000/#/experiments/{link['experiment_id']}/runs/{link['run_id']}"
-        assert interface.address == expected
+        assert interface.address == f"{expected}?workflowType=machine_learning"
         interface.wait()
 
 

@@ -22,6 +22,7 @@ from ammpl.study.result.ablation_summary import AblationSummary, summarize_ablat
 from ammpl.study.space.ablation_space import parse_ablation
 from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import State, Trial
+from ammpl.study.views import note
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import ABLATION, KIND, RATE, Clock, Recorder, ablation_space, run_inline
 
@@ -227,6 +228,7 @@ def test_verdicts_on_a_declared_effect_are_in_the_tables(tmp_path: Path) -> None
     verdicts = {row.variant: row.cells["validation/accuracy"].verdict for row in summary.rows}
     assert verdicts == {"none": "undecided", "random": "undecided", "learned": None}  # -.110 ± .066, -.060 ± .163
     assert summary.rows[0].cells["test/loss"].verdict is None  # the effect is of accuracies
+    assert note.result(summary) == "undecided: none, random (whether learned is better by 0.1 in validation/accuracy)"
     clear = _run(tmp_path / "clear", smallest_effect=0.01)[2]
     assert clear.markdown().splitlines()[2].endswith("| reference better by 0.01 |")
     assert clear.markdown().splitlines()[4].endswith("| holds |")

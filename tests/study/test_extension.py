@@ -210,7 +210,7 @@ def test_repeats_of_an_ablation_grow_by_unused_numbers() -> None:
         (ABLATION, {"trials": 5}, r"--trials: this ablation has no budget of trials: .* Fix: --repeats \+5"),
         (ABLATION, {"space": {}}, "--space: belongs to a search, and this study is an ablation"),
         ({}, {"repeats": 5}, r"--repeats: belongs to an ablation"),
-        ({"budget": {"time": "1m"}}, {"trials": 5}, r"--time-budget: the study's time budget of 1m is used up"),
+        ({"budget": {"time": "1m"}}, {"trials": 5}, r"--trials \+5: none could begin: .* of 1m is used up"),
         ({}, {"space": ABLATION}, "--space: is an ablation, and this study is a search"),
         ({}, {"space": {"name": "other"}}, r"--space: name: must stay 'small', got 'other'"),
         ({}, {"space": {"seed": 4}}, r"--space: seed: must stay 0, got 4"),

@@ -62,7 +62,7 @@ def test_a_store_that_does_not_answer(surroundings):
 
 def test_data_sets_and_their_splits(surroundings):
     [(mark, _, text, _)] = look(readiness._data, surroundings)
-    assert mark == "note" and text.endswith("does not exist")
+    assert mark == "note" and text.endswith("does not exist: embedded data sets only")
     (surroundings.home.root / "dtd").mkdir(parents=True)
     (surroundings.home.root / "eurosat").mkdir()
     (surroundings.home.root / "eurosat" / "split_zhou_EuroSAT.json").touch()

@@ -29,7 +29,7 @@ def test_a_study_from_its_folder_alone(tmp_path: Path, capsys: pytest.CaptureFix
     dead = status(tmp_path)
     assert dead[0].endswith(f"is not running and has not ended; it goes on with: python tune.py resume {tmp_path}")
     [(trial, value)] = plan.best(1)
-    assert dead[2:] == [f"best so far: {trial.key}, validation/accuracy {value:.4f}", "time: 0 s"]
+    assert dead[2:] == [f"best of the search: {trial.key}, validation/accuracy {value:.4f}", "time: 0 s"]
     assert dead[1].startswith("search: 12 trials: ")
     assert "PRUNED" in dead[1]
     with locked(tmp_path):
@@ -53,7 +53,7 @@ def test_a_study_that_was_cut_off(tmp_path: Path) -> None:
     records.close()
     assert status(tmp_path)[1:3] == [
         "search: 3 trials: 2 COMPLETE, 1 begun, not ended",
-        "best so far: search-0001, train/loss 0.2500",
+        "best of the search: search-0001, train/loss 0.2500",
     ]
 
 
@@ -83,7 +83,10 @@ def test_watching_ends_with_the_study(tmp_path: Path) -> None:
     seen += list(looks)
     assert [" is running" in lines[0] for lines in seen] == [True, True, True, False]
     assert seen[1][1] == "search: 1 trials: 1 begun, not ended"
-    assert seen[2][1:3] == ["search: 1 trials: 1 COMPLETE", "best so far: search-0000, validation/accuracy 0.5000"]
+    assert seen[2][1:3] == [
+        "search: 1 trials: 1 COMPLETE",
+        "best of the search: search-0000, validation/accuracy 0.5000",
+    ]
     assert seen[3][0] == f"{tmp_path}: has ended"
 
 

@@ -58,7 +58,7 @@ def test_addresses_are_shown_without_passwords(tmp_path: Path, monkeypatch: pyte
     assert without_password("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
     ready = tracker(tmp_path, monkeypatch, READY)
     ready.check()
-    assert ready.opened_by == "http://me:***@host:5000/#/experiments/3/runs/abc"
+    assert ready.opened_by == "http://me:***@host:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
     ready.close()
 
 

@@ -101,8 +101,9 @@ def _grown(old: StudySpace, rules: Budget, history: History, more: Extension) ->
     if more.seconds:
         seconds = max(seconds or 0.0, history.seconds) + more.seconds
     elif seconds is not None and seconds <= history.seconds:
-        rule = f"the study's time budget of {old.budget.time} is used up"
-        raise UserError("--time-budget", rule, fix="--time-budget +1h lets trials begin for another hour")
+        flag = f"--{'trials' if more.trials else 'repeats'} +{more.trials or more.repeats}"
+        rule = f"none could begin: the study's time budget of {old.budget.time} is used up"
+        raise UserError(flag, rule, fix=f"{flag} --time-budget +1h lets trials begin for another hour")
     return rules.model_copy(update={"trials": trials, "time": None if seconds is None else _written(seconds)})
 
 

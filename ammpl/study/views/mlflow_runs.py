@@ -188,9 +188,9 @@ class Runs(Retries):
         figures = {name: value for name, value in summary["metrics"].items() if known.get(name) != value}
         points = [(name, value, summary["time"], 0) for name, value in figures.items()]
         with self._noting("the study's figures"):
-            self._log(
-                run_id, points, tags={**summary.get("tags", {}), "mlflow.note.content": self._note(summary["table"])}
-            )
+            tags = summary.get("tags", {})
+            note = self._note(summary["table"], tags.get("result", ""))
+            self._log(run_id, points, tags={**tags, "mlflow.note.content": note})
         self.log_study_files()
         if winner := summary.get("winner"):
             with self._noting("the winner"):
@@ -202,9 +202,10 @@ class Runs(Retries):
         status = "FAILED" if died else "KILLED" if summary["interrupted"] else "FINISHED"
         self.client.set_terminated(run_id, status, at)
 
-    def _note(self, result: str = "") -> str:
-        """Return what the study's page says: the UI shows the begin of it, so the result comes before the details."""
-        parts = (self.study["description"], result, self.study.get("details", ""))
+    def _note(self, table: str = "", result: str = "") -> str:
+        """Return what the study's page says: the result first, as the UI folds all but the first lines."""
+        head = f"**{result}**" if result else ""
+        parts = (head, self.study["description"], table, self.study.get("details", ""))
         return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def log_study_files(self) -> None:

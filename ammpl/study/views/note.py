@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ammpl.study.result.ablation_summary import AblationSummary
 from ammpl.study.result.labels import symbol, symbols_text, value_text
 from ammpl.study.result.summary import StudySummary, Summary, markdown_table
 from ammpl.study.space.ablation_space import AblationSpace
@@ -15,7 +16,7 @@ from ammpl.study.trial import State
 
 def question(space: StudySpace) -> str:
     """Return the question, and what it is asked of."""
-    return (f"**{space.description}**\n\n" if space.description else "") + _setting(space)
+    return (f"{space.description}\n\n" if space.description else "") + _setting(space)
 
 
 def details(space: StudySpace) -> str:
@@ -30,6 +31,29 @@ def details(space: StudySpace) -> str:
         rows = [[f"`{name}`", symbol(name), values] for name, values in lines.items()]
         table = markdown_table(["parameter", "in names", "values"], rows)
     return f"{title}\n\n{table}"
+
+
+def result(summary: StudySummary) -> str:
+    """Return the result in a line, which begins with what is looked for; nothing where there is none.
+
+    Of an ablation, the verdicts on its objective; none where it has several settings, each with its own.
+    """
+    if isinstance(summary, AblationSummary):
+        judged: dict[str, list[str]] = {}
+        for row in summary.rows:
+            if (cell := row.cells.get(summary.objective)) and cell.verdict:
+                judged.setdefault(str(cell.verdict), []).append(row.variant)
+        if not judged or len({(row.dataset, row.shots) for row in summary.rows}) > 1:
+            return ""
+        verdicts = "; ".join(f"{verdict}: {', '.join(judged[verdict])}" for verdict in sorted(judged))
+        claim = f"{summary.reference} is better by {summary.smallest_effect:g} in {summary.objective}"
+        return f"{verdicts} (whether {claim})"
+    if not isinstance(summary, Summary) or summary.winner is None:
+        return ""
+    tested = [metric for metric in summary.metrics if metric in ("test/accuracy", "test/harmonic_mean")]
+    metric = tested[0] if tested else summary.objective
+    first, *others = [f"{row.cells[metric]} of {row.label}" for row in summary.rows if metric in row.cells]
+    return f"{metric} {'; '.join([first, *others])}; n = {summary.rows[0].cells[metric].n}"
 
 
 def closing(summary: StudySummary) -> str:

@@ -131,12 +131,13 @@ class Views:
             failed = summary.stopped is not None or bool(errors)
             text = "\n\n".join(filter(None, (note.closing(summary), *errors)))
             winner = _winner(summary)
+            won = winner["tag"] if winner else ""
             self._tracker.summary(
                 note.figures(summary),
                 text,
                 interrupted=summary.interrupted,
                 failed=failed,
-                tags={"winner": winner["tag"]} if winner else {},
+                tags={name: text for name, text in (("result", note.result(summary)), ("winner", won)) if text},
                 winner=winner,
             )
 

@@ -143,9 +143,7 @@ class MLflowTracker:
         if not self._uri.startswith(("http://", "https://")):
             return f"python tune.py ui {shlex.quote(str(self._folder))}"
         base = without_password(self._uri)
-        if not self.parent:
-            return base
-        return f"{base.rstrip('/')}/#/experiments/{self.parent['experiment_id']}/runs/{self.parent['run_id']}"
+        return base.rstrip("/") + run_page(self.parent) if self.parent else base
 
     # -- Observer --
 
@@ -266,6 +264,11 @@ class MLflowTracker:
             f"The study is not affected; {self._folder / 'events.jsonl'} has everything, "
             f"and once the store is back 'python tune.py resume {self._folder}' delivers it.",
         )
+
+
+def run_page(run: Mapping[str, str]) -> str:
+    """Return the page of a run in MLflow's UI, below its address; opened with the menu for models, not for agents."""
+    return f"/#/experiments/{run['experiment_id']}/runs/{run['run_id']}?workflowType=machine_learning"
 
 
 def unusable(process: MLflowProcess, reason: str) -> UserError:

@@ -17,7 +17,7 @@ from ammpl.errors import UserError
 from ammpl.study.addresses import without_password
 from ammpl.study.plan.replay import check_study
 from ammpl.study.views.mlflow_process import DEFAULT_URI
-from ammpl.study.views.tracking import remembered_uri
+from ammpl.study.views.tracking import remembered_uri, run_page
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -52,8 +52,7 @@ class UserInterface:
             _check_file(self._uri)
             self._port = _free_port(port)
             base = f"http://{HOST}:{self._port}"
-        page = f"/#/experiments/{link['experiment_id']}/runs/{link['run_id']}" if link else ""
-        self.address = base + page
+        self.address = base + (run_page(link) if link else "")
 
     def __enter__(self) -> UserInterface:
         """Start the UI and wait until it answers."""
