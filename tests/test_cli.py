@@ -218,7 +218,7 @@ def test_mistakes_end_with_code_2_a_message_and_nothing_written(
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
-    assert captured.out.removeprefix("study small: starting Ray, loading the backbone and the data\n") == ""
+    assert captured.out.removeprefix("study small: starting Ray\n") == ""
     assert sorted(Path().rglob("*")) == before
 
 

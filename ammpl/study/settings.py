@@ -181,7 +181,7 @@ def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Option
     if (notify := surroundings.get("notify")) is not None:
         check_url(notify)
     if what and not quiet:
-        print(f"{what}: starting Ray, loading the backbone and the data", flush=True)
+        print(f"{what}: starting Ray", flush=True)
 
     from ammpl.study.study import Options  # imports Ray, whose seconds a mistake need not wait for
 

@@ -218,7 +218,7 @@ class _Session:
             print(text, flush=True)
         if work.prepare is not None and not self._options.quiet:
             workers = 1 if resources.repack else resources.concurrency
-            print(f"loading backbone and data in {workers} worker(s) …", flush=True)
+            print(f"loading backbone and data in {workers} worker{'s' * (workers > 1)} …", flush=True)
         try:
             if not self._resumes:  # from now on it can be resumed
                 write_text(space_file(self._folder), dump_yaml(self._versions[0].resolved()))

@@ -66,7 +66,8 @@ def closing(summary: StudySummary) -> str:
     states = [state for state in State if any(str(state) in counts for counts in summary.counts.values())]
     rows = [[phase, *(str(counts.get(str(state), 0)) for state in states)] for phase, counts in summary.counts.items()]
     ended = markdown_table(["trials", *map(str, states)], rows) if rows else ""
-    time = f"{duration_text(summary.seconds) or '0 s'}; the test split was opened {summary.test_openings} time(s)."
+    opened = {0: "not opened", 1: "opened once"}.get(summary.test_openings, f"opened {summary.test_openings} times")
+    time = f"{duration_text(summary.seconds) or '0 s'}; the test split was {opened}."
     return "\n\n".join(part.strip() for part in (*lines, summary.markdown(), ended, time) if part.strip())
 
 
