@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from ammpl.report.statistics import summarize
 from ammpl.report.tables import Column, Table, Value
 
 ABSENT = "–"
+NOTE = (
+    "n counts pairs: the repeats of a data set that both have, or the data sets; without one there is no difference. "
+    "Intervals are 95 % t-intervals over these; p of the paired t-test, uncorrected. A repeat's number stands for the "
+    "same few-shot sample only where data and shots are the same."
+)
 
 
 def compare_studies(first: Path, second: Path) -> list[Table]:
-    """Return what differs in settings and surroundings, and the results of what both studies have, paired by repeat.
+    """Return what differs in settings and surroundings, and the results of what both studies have, a table per metric.
 
     Raises:
         UserError: a folder is no study's, or a file of it cannot be read.
     """
     a, b = read_study(first), read_study(second)
-    return [settings_table(a, b), results_table(a, b)]
+    return [settings_table(a, b), *results_tables(a, b)]
 
 
 def settings_table(a: StudyResult, b: StudyResult) -> Table:
@@ -34,40 +40,31 @@ def settings_table(a: StudyResult, b: StudyResult) -> Table:
     return Table("changed", "What differs", columns, rows, f"{same} other settings and versions are the same.")
 
 
-def results_table(a: StudyResult, b: StudyResult) -> Table:
-    """Return both means of each candidate, metric and number of shots, and B minus A over the repeats that both have.
+def results_tables(a: StudyResult, b: StudyResult) -> list[Table]:
+    """Return, for each metric and number of shots, both means of each candidate and B minus A over common repeats.
 
     Winners are compared with each other, whatever their numbers.
     """
     rows_a, rows_b = _rows(a), _rows(b)
-    rows: list[tuple[Value, ...]] = []
-    for name in dict.fromkeys([*rows_a, *rows_b]):
-        one, other = rows_a.get(name), rows_b.get(name)
-        for metric in dict.fromkeys([*a.metrics, *b.metrics]):
-            lines = {shots: _line(one, other, metric, shots) for shots in sorted({*a.shots, *b.shots})}
-            rows += [(name, metric, shots, *line) for shots, line in lines.items() if line is not None]
-    return Table(
-        "results",
-        "Results: B minus A",
-        (
-            Column("candidate"),
-            Column("metric"),
-            Column("shots", "d"),
-            Column("mean A", ".4f"),
-            Column("mean B", ".4f"),
-            Column("n", "d"),
-            Column("B − A", "+.4f"),
-            Column("95 % low", "+.4f"),
-            Column("95 % high", "+.4f"),
-            Column("p", "p"),
-        ),
-        tuple(rows),
-        "n counts pairs: the repeats of a data set that both have, or the data sets; without one there is no "
-        "difference. "
-        "Intervals are 95 % t-intervals over these; p of the paired t-test, uncorrected. A repeat's number "
-        "stands for the "
-        "same few-shot sample only where data and shots are the same.",
+    names = dict.fromkeys([*rows_a, *rows_b])
+    columns = (
+        Column("candidate"),
+        Column("mean A", ".4f"),
+        Column("mean B", ".4f"),
+        Column("n", "d"),
+        Column("B − A", "+.4f"),
+        Column("95 % low", "+.4f"),
+        Column("95 % high", "+.4f"),
+        Column("p", "p"),
     )
+    tables = []
+    for metric in dict.fromkeys([*a.metrics, *b.metrics]):
+        for shots in sorted({*a.shots, *b.shots}):
+            lines = {name: _line(rows_a.get(name), rows_b.get(name), metric, shots) for name in names}
+            if rows := tuple((name, *line) for name, line in lines.items() if line is not None):
+                slug = f"results-{metric.replace('/', '-')}-{shots}shots"
+                tables.append(Table(slug, f"{metric}, {shots} shots: B minus A", columns, rows))
+    return [*tables[:-1], *(replace(last, note=NOTE) for last in tables[-1:])]
 
 
 def _line(one: Row | None, other: Row | None, metric: str, shots: int) -> tuple[Value, ...] | None:
@@ -96,8 +93,8 @@ def _facts(study: StudyResult) -> dict[str, str]:
     space = {name: _text(value) for name, value in flat(study.space.resolved()).items() if value is not None}
     found: Mapping[str, Any] = study.environments[0] if study.environments else {}
     known = {
-        "commit": found.get("code", {}).get("commit"),
-        "changed since the commit": found.get("code", {}).get("modified"),
+        "commit": (found.get("code", {}).get("commit") or "")[:12] or None,
+        "uncommitted changes": found.get("code", {}).get("modified"),
         "Python": found.get("python"),
         "machine": found.get("processor"),
         "CPUs": found.get("cpus"),

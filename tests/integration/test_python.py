@@ -65,7 +65,8 @@ def test_a_study_that_was_opened(tracked: Tracked) -> None:
     assert study.status()[0] == f"{folder}: has ended" and study.status()[0] in study._repr_markdown_()
     [winner] = [line for line in study.status() if line.startswith("winner: ")]
     assert re.fullmatch(r"winner: trial \d+, mean of 2: validation/accuracy 0\.\d{4}, test/accuracy 0\.\d{4}", winner)
-    assert [table.name for table in study.compare(folder)] == ["changed", "results"]
+    compared = [f"results-{split}-accuracy-2shots" for split in ("test", "validation")]
+    assert [table.name for table in study.compare(folder)] == ["changed", *compared]
     assert study.rerun_trial(0).difference is None
     assert study.resume(tracking_uri=tracked.uri).summary is None
     with pytest.raises(UserError, match="is not running: the study has ended"):

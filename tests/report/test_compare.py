@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from ammpl import cli
@@ -32,17 +34,17 @@ def test_only_what_changed_is_said_and_results_are_paired(tmp_path: Path) -> Non
     lines = {row[0]: row for row in results.rows}
     assert list(lines) == ["none", "random", "learned"]
     none = lines["none"]
-    assert none[3] == pytest.approx(sum(measured("none", r) for r in (1, 2, 3)) / 3)
+    assert none[1] == pytest.approx(sum(measured("none", r) for r in (1, 2, 3)) / 3)
     test = stats.ttest_1samp([0.02, 0.03], 0.0)  # of repeats 2 and 3
     interval = test.confidence_interval(0.95)
-    assert none[5:] == pytest.approx((2, 0.025, interval.low, interval.high, test.pvalue))
+    assert none[3:] == pytest.approx((2, 0.025, interval.low, interval.high, test.pvalue))
 
 
 def test_the_same_study_does_not_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path / "a", ablation(repeats=[1, 2]), execute)
     settings, results = compare_studies(folder, folder)
     assert settings.rows == ()
-    assert {row[6] for row in results.rows} == {0.0}
+    assert {row[4] for row in results.rows} == {0.0}
     assert cli.main(["compare", str(folder), str(folder)]) == 0
     assert "B − A" in capsys.readouterr().out
 
@@ -50,14 +52,21 @@ def test_the_same_study_does_not_differ(tmp_path: Path, capsys: pytest.CaptureFi
 def test_winners_are_compared_with_each_other_and_strangers_alone(tmp_path: Path) -> None:
     one = make(tmp_path / "a", small_space())
     other = make(tmp_path / "b", small_space(seed=5))
-    rows = {row[:2]: row for row in compare_studies(one, other)[1].rows}
-    winner = rows["winner", "test/accuracy"]
-    assert winner[5] == 3
-    assert winner[6] == pytest.approx(winner[4] - winner[3])
-    alone = {row[:2]: row for row in compare_studies(one, make(tmp_path / "c", ablation(repeats=[1, 2])))[1].rows}
-    assert alone["none", "validation/accuracy"][3:7] == (
+    tables = {table.title: table for table in compare_studies(one, other)[1:]}
+    [winner] = [row for row in tables["test/accuracy, 16 shots: B minus A"].rows if row[0] == "winner"]
+    assert winner[3] == 3
+    assert winner[4] == pytest.approx(winner[2] - winner[1])
+    stream = io.StringIO()
+    for table in tables.values():
+        Console(file=stream, width=80).print(table.terminal())
+    assert "│ zero_shot │" in stream.getvalue()  # in a line of its own, not letter by letter
+    alone = {}
+    for table in compare_studies(one, make(tmp_path / "c", ablation(repeats=[1, 2])))[1:]:
+        alone |= {(row[0], table.title): row for row in table.rows}
+    none = alone["none", "validation/accuracy, 16 shots: B minus A"]
+    assert none[1:5] == (
         None,
-        pytest.approx(alone["none", "validation/accuracy"][4]),
+        pytest.approx(none[2]),
         0,
         None,
     )
