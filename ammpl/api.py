@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """A report that was written: its page, and why MLflow does not have it; None where it does."""
+    """A report that was written: its page; why MLflow, and why the study's copy, lack it, None where they do not."""
 
     page: Path
     not_logged: str | None
+    not_copied: str | None = None
 
 
 class Rerun(NamedTuple):
@@ -71,15 +72,16 @@ def run(space: Space | None = None, **settings: Unpack[RunSettings]) -> Study:
 
 
 def open(folder: str | Path) -> Study:
-    """Return the study in a folder, running or not.
+    """Return the study in a folder, running or not; one at an address (``s3://…``) is fetched to ``studies`` first.
 
     Raises:
-        UserError: the folder is no study's.
+        UserError: the folder is no study's, or the address cannot be reached.
     """
     from ammpl.study.plan.replay import check_study
 
-    check_study(Path(folder))
-    return Study(Path(folder))
+    folder = _folder(folder)
+    check_study(folder)
+    return Study(folder)
 
 
 class Study:
@@ -304,10 +306,12 @@ class Study:
         """
         from ammpl.report.report import PAGE, write_report
         from ammpl.report.tracking import log_report
+        from ammpl.study.views.mirror import update
 
         folders = [self.folder, *(_folder(other) for other in others)]
         written = write_report(folders, None if output is None else Path(output))
-        return Report(written / PAGE, log_report(self.folder, written) if tracking else "left alone")
+        not_logged = log_report(self.folder, written) if tracking else "left alone"
+        return Report(written / PAGE, not_logged, update(self.folder))
 
     def compare(self, other: Study | str | Path) -> list[Table]:
         """Return what differs between this study and another, then the results of what both have.
@@ -346,7 +350,17 @@ class Study:
 
 
 def _folder(study: Study | str | Path) -> Path:
-    return study.folder if isinstance(study, Study) else Path(study)
+    """Return a study's folder, where it is at an address a fetched one."""
+    from ammpl.study.addresses import is_remote
+
+    if isinstance(study, Study):
+        return study.folder
+    if not is_remote(study):
+        return Path(study)
+
+    from ammpl.study.views.remote import brought_here
+
+    return brought_here(str(study))
 
 
 @overload
@@ -385,4 +399,5 @@ def _reported(study: Study, tracking: bool) -> tuple[str, ...]:
     except Exception as error:  # a report is a view: it never changes how a study ended
         return (f"warning: no report ({' '.join(str(error).split())[:200]})",)
     missing = tracking and report.not_logged is not None
-    return (f"report: {report.page}" + (f"; not in MLflow: {report.not_logged}" if missing else ""),)
+    line = f"report: {report.page}" + (f"; not in MLflow: {report.not_logged}" if missing else "")
+    return (line, *([f"warning: {report.not_copied}"] if report.not_copied else []))

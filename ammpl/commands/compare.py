@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help
+from ammpl.commands.surroundings import add_help, study_folder
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +24,10 @@ example:
 
 exit codes: 0 shown, 2 something to mend (no study, damaged log)"""
     what = parser.add_argument_group("what is compared")
-    what.add_argument("first", type=Path, metavar="A", help="a study's folder, e.g. studies/default-20260101-120000")
-    what.add_argument("second", type=Path, metavar="B", help="another's, e.g. studies/mine-20260102-120000")
+    what.add_argument(
+        "first", type=study_folder, metavar="A", help="a study's folder, e.g. studies/default-20260101-120000"
+    )
+    what.add_argument("second", type=study_folder, metavar="B", help="another's, e.g. studies/mine-20260102-120000")
     add_help(parser.add_argument_group("other"))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 import ammpl
 from ammpl.commands.command import Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
+from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 from ammpl.errors import UserError
 from ammpl.study.space.budget import duration_seconds
 from ammpl.study.space.space_file import read_space
@@ -35,7 +35,7 @@ examples:
 
 exit codes: those of tune.py"""
     parser.add_argument_group("what is extended").add_argument(
-        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+        "study", type=study_folder, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )
     more = parser.add_argument_group("by how much (default: nothing)")
     more.add_argument("--trials", metavar="+N", help="trials of the search, e.g. +50")

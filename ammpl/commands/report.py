@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help
+from ammpl.commands.surroundings import add_help, study_folder
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,11 @@ examples:
 
 exit codes: 0 written, 2 something to mend (no study, disk)"""
     parser.add_argument_group("what is reported").add_argument(
-        "studies", nargs="+", type=Path, metavar="STUDY", help="studies' folders, e.g. studies/default-20260101-120000"
+        "studies",
+        nargs="+",
+        type=study_folder,
+        metavar="STUDY",
+        help="studies' folders, e.g. studies/default-20260101-120000",
     )
     results = parser.add_argument_group("where the report goes")
     results.add_argument(
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_tracking:
         logged = f"not logged ({report.not_logged})" if report.not_logged else "artifact 'report' of the study's run"
         print(f"MLflow: {logged}")
+    if report.not_copied:
+        print(f"warning: {report.not_copied}")
     return EXIT_SUCCESS
 
 

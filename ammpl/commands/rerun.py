@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 import ammpl
 from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
+from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,10 @@ exit codes: 0 all identical, 1 something differs, 2 something to mend (file,
 flag, disk), 130 interrupted"""
     what = parser.add_argument_group("what runs")
     what.add_argument(
-        "study", type=Path, metavar="STUDY", help="a finished study's folder, e.g. studies/default-20260101-120000"
+        "study",
+        type=study_folder,
+        metavar="STUDY",
+        help="a finished study's folder, e.g. studies/default-20260101-120000",
     )
     what.add_argument(
         "--only",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-from pathlib import Path
 
 import ammpl
 from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help, add_home
+from ammpl.commands.surroundings import add_help, add_home, study_folder
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ exit codes: 0 match, 1 different, 2 something to mend (trial, file, flag), 130
 interrupted"""
     what = parser.add_argument_group("what runs")
     what.add_argument(
-        "study", type=Path, metavar="STUDY", help="a study's folder, e.g. studies/default-20260101-120000"
+        "study", type=study_folder, metavar="STUDY", help="a study's folder, e.g. studies/default-20260101-120000"
     )
     what.add_argument("trial", metavar="TRIAL", help="a number of the search, e.g. 17, or any key, e.g. test-0017-r2")
     add_home(parser)

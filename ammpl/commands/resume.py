@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 import ammpl
 from ammpl.commands.command import EXIT_NO_RESULT, EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
+from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ example:
 exit codes: 0 done, or had ended before, 1 no result, or MLflow is still away,
 2 something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
-        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+        "study", type=study_folder, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )
     add_surroundings(parser, new=False)
     add_help(parser.add_argument_group("other"))

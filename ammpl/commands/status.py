@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -13,7 +12,7 @@ from rich.text import Text
 
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help
+from ammpl.commands.surroundings import add_help, study_folder
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ examples:
 exit codes: 0 shown, 2 something to mend (no study, damaged log)"""
     what = parser.add_argument_group("what is looked at")
     what.add_argument(
-        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+        "study", type=study_folder, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )
     what.add_argument(
         "--watch",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help
+from ammpl.commands.surroundings import add_help, place
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +25,19 @@ example:
 exit codes: 0 asked, 2 something to mend (no study, or it does not run); the
 study's own is 130"""
     parser.add_argument_group("what is stopped").add_argument(
-        "study", type=Path, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
+        "study", type=place, metavar="STUDY", help="the study's folder, e.g. studies/default-20260101-120000"
     )
     add_help(parser.add_argument_group("other"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py stop``."""
-    print(ammpl.study.Study(arguments.study).stop())
+    if isinstance(arguments.study, Path):
+        print(ammpl.study.Study(arguments.study).stop())
+    else:
+        from ammpl.study.views.remote import ask_to_stop
+
+        print(ask_to_stop(arguments.study))
     return EXIT_SUCCESS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ammpl.study.addresses import is_remote
 from ammpl.study.settings import Surroundings
 
 
@@ -24,7 +25,9 @@ def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
 
     results = parser.add_argument_group("where the results go")
     if new:
-        results.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: studies/NAME-TIME)")
+        results.add_argument(
+            "--output", type=place, metavar="DIR", help="a new folder, or s3://… (default: studies/NAME-TIME)"
+        )
     results.add_argument(
         "--tracking-uri",
         metavar="URI",
@@ -54,6 +57,21 @@ def add_home(parser: argparse.ArgumentParser) -> None:
 def add_help(group: argparse._ArgumentGroup) -> None:
     """Add ``--help``."""
     group.add_argument("-h", "--help", action="help", help="show this, e.g. tune.py rerun --help")
+
+
+def place(text: str) -> str | Path:
+    """Return a folder, or an address of a store as it is."""
+    return text if is_remote(text) else Path(text)
+
+
+def study_folder(text: str) -> Path:
+    """Return a study's folder; one at an address is fetched first."""
+    if not is_remote(text):
+        return Path(text)
+
+    from ammpl.study.views.remote import brought_here
+
+    return brought_here(text)
 
 
 def _gpus(text: str) -> float | str:

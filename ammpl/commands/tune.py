@@ -12,9 +12,9 @@ from rich.console import Console
 import ammpl
 from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
-from ammpl.commands.surroundings import add_help, add_surroundings, surroundings_of
+from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 from ammpl.errors import UserError
-from ammpl.study.settings import Settings, check_machine, home_of, study_space
+from ammpl.study.settings import Settings, check_machine, home_of, output_of, study_space
 from ammpl.study.space.space_file import StudySpace
 from ammpl.yaml_file import dump_yaml, parse_yaml
 
@@ -50,7 +50,7 @@ something to mend (file, flag, disk), 130 interrupted"""
 
     start = parser.add_argument_group("where it starts")
     start.add_argument(
-        "--from", type=Path, metavar="STUDY", dest="origin", help="another study, e.g. studies/default-1"
+        "--from", type=study_folder, metavar="STUDY", dest="origin", help="another study, e.g. studies/default-1"
     )
     start.add_argument(
         "--best",
@@ -140,7 +140,7 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
     check_machine(arguments.concurrency, arguments.gpus_per_trial)
-    check_output(arguments.output)
+    check_output(output_of(arguments.output)[0])
     configs, home = configurations(space), home_of(arguments.data_root, arguments.store)
     prepare_data(configs, home, arguments.quiet)
     for config in configs:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
 
 from ammpl.commands.command import EXIT_SUCCESS, Command
-from ammpl.commands.surroundings import add_help
+from ammpl.commands.surroundings import add_help, study_folder
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,11 @@ example:
 
 exit codes: 0 closed, 2 something to mend (no study, no store, port taken)"""
     parser.add_argument_group("what is opened").add_argument(
-        "study", nargs="?", type=Path, metavar="STUDY", help="a study's folder (default: the list of all experiments)"
+        "study",
+        nargs="?",
+        type=study_folder,
+        metavar="STUDY",
+        help="a study's folder (default: the list of all experiments)",
     )
     opened = parser.add_argument_group("how")
     opened.add_argument(

@@ -10,6 +10,7 @@ import ammpl
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
 from ammpl.errors import UserError, did_you_mean
+from ammpl.study.addresses import is_remote
 from ammpl.study.notify import check_url
 from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.budget import duration_seconds
@@ -59,7 +60,8 @@ class Surroundings(TypedDict, total=False):
     """Where and with what a study runs; nothing here decides a number.
 
     Attributes:
-        output: a new study's folder; None makes ``studies/<name>-<time>``.
+        output: a new study's folder, or an address (``s3://bucket/studies/mine``) that gets a copy of it while it runs
+            in ``studies``; None makes ``studies/<name>-<time>``.
         concurrency: trials at a time; None takes as many as fit.
         gpus_per_trial: None takes one if there are any; ``"auto"`` measures the first trial.
         ray_address: of a cluster, ``host:port`` or ``"auto"``; None starts Ray on this machine and ends it afterwards.
@@ -136,8 +138,9 @@ def _begin(space: Space | None, origin: str | Path | None, fixed: Mapping[str, A
         return read_any("default" if space is None else space)
 
     from ammpl.study.start import from_best
+    from ammpl.study.views.remote import brought_here
 
-    return from_best(Path(origin), None if space is None else read_any(space), fixed)
+    return from_best(brought_here(origin), None if space is None else read_any(space), fixed)
 
 
 def read_any(space: Space) -> StudySpace:
@@ -185,9 +188,10 @@ def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Option
 
     from ammpl.study.study import Options  # imports Ray, whose seconds a mistake need not wait for
 
-    output = surroundings.get("output")
+    output, address = output_of(surroundings.get("output"))
     return Options(
-        output=None if output is None else Path(output),
+        output=output,
+        copy_at=address,
         concurrency=concurrency,
         gpus_per_trial=gpus,
         ray_address=surroundings.get("ray_address"),
@@ -197,6 +201,20 @@ def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Option
         quiet=quiet,
         home=home_of(surroundings.get("data_root"), surroundings.get("store")),
     )
+
+
+def output_of(output: str | Path | None) -> tuple[Path | None, str | None]:
+    """Return a new study's folder, None for the usual one, and the address that gets a copy of it.
+
+    Raises:
+        UserError: an address is none.
+    """
+    if output is None or not is_remote(output):
+        return None if output is None else Path(output), None
+
+    from ammpl.study.views.remote import local_folder
+
+    return local_folder(str(output)), str(output)
 
 
 def check_names(given: Iterable[str], *known: type) -> None:

@@ -59,6 +59,7 @@ class Options:
         tracking: whether MLflow is told.
         tracking_uri: None takes MLflow's own default.
         optuna_storage: where Optuna's tools find the search; None is ``optuna.sqlite3`` in the study folder.
+        copy_at: an address of an object store that gets a copy of a new study's folder.
         quiet: no view while it runs.
         home: where data lie; None takes the environment's.
     """
@@ -70,13 +71,14 @@ class Options:
     tracking: bool = True
     tracking_uri: str | None = None
     optuna_storage: str | None = None
+    copy_at: str | None = None
     quiet: bool = False
     home: DataHome | None = None
 
     @property
     def stores(self) -> Stores:
         """Where else than in the study folder the results go."""
-        return Stores(self.tracking, self.tracking_uri, self.optuna_storage)
+        return Stores(self.tracking, self.tracking_uri, self.optuna_storage, self.copy_at)
 
 
 def run_study(

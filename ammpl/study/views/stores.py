@@ -23,9 +23,11 @@ from ammpl.study.space.space_file import StudySpace
 from ammpl.study.trial import Observer, State
 from ammpl.study.views import note
 from ammpl.study.views.learned import learnables_of
+from ammpl.study.views.mirror import Mirror
 from ammpl.study.views.mlflow_process import MLflowProcess
 from ammpl.study.views.optuna_copy import FLAG, OptunaCopy, remembered_storage
 from ammpl.study.views.optuna_copy import unusable as unusable_storage
+from ammpl.study.views.remote import remembered_address
 from ammpl.study.views.tracking import MLflowTracker, has_study, remembered_uri, unusable
 from ammpl.study.views.writer_process import WriterProcess
 
@@ -41,11 +43,13 @@ class Stores:
         tracking: whether MLflow is told.
         tracking_uri: None takes MLflow's own default.
         optuna_storage: SQLAlchemy's URL; None is ``optuna.sqlite3`` in the study folder.
+        copy_at: an address that gets a copy of the study folder; None is none.
     """
 
     tracking: bool = True
     tracking_uri: str | None = None
     optuna_storage: str | None = None
+    copy_at: str | None = None
 
 
 class Views:
@@ -55,14 +59,20 @@ class Views:
         mlflow: None without tracking.
         optuna: None without a search, or without a copy of it.
         optuna_url: of the storage; None is the study folder's own file.
+        mirror: None without a copy of the folder.
     """
 
     def __init__(
-        self, mlflow: MLflowProcess | None, optuna: WriterProcess | None = None, optuna_url: str | None = None
+        self,
+        mlflow: MLflowProcess | None,
+        optuna: WriterProcess | None = None,
+        optuna_url: str | None = None,
+        mirror: Mirror | None = None,
     ):
         self._mlflow = mlflow
         self._optuna = optuna
         self._optuna_url = optuna_url
+        self._mirror = mirror
         self._tracker: MLflowTracker | None = None
         self._copy: OptunaCopy | None = None
 
@@ -95,6 +105,8 @@ class Views:
             self._tracker = self._track(space, folder, self._mlflow, ended, now)
             self._tracker.check()
             opened.append(self._tracker)
+        if self._mirror is not None:
+            self._mirror.open(folder)
         return opened
 
     def _track(
@@ -144,14 +156,12 @@ class Views:
     def note_undelivered(self, folder: Path) -> tuple[str, ...]:
         """Return, and keep in the folder, what the stores lack; after the observers are closed."""
         stores = {"mlflow": self._tracker, "optuna": self._copy}
-        if not any(stores.values()):
-            return ()
         lacking = {name: store.warnings[0] for name, store in stores.items() if store and store.warnings}
-        with contextlib.suppress(UserError, OSError):  # on a full disk it is said, which is what can be done
-            if lacking:
-                write_text(folder / UNDELIVERED, json.dumps(lacking, indent=2) + "\n")
-            else:
-                (folder / UNDELIVERED).unlink(missing_ok=True)
+        _note(folder, lacking, told=any(stores.values()))
+        if self._mirror is not None:
+            self._mirror.close()
+            lacking |= {"copy": self._mirror.warnings[0]} if self._mirror.warnings else {}
+            _note(folder, lacking, told=True)
         return tuple(lacking.values())
 
     @property
@@ -179,6 +189,15 @@ def _winner(summary: StudySummary) -> dict[str, Any] | None:
     }
 
 
+def _note(folder: Path, lacking: Mapping[str, str], told: bool) -> None:
+    """Keep what stores lack in the folder; what is there stays if none was told anything."""
+    with contextlib.suppress(UserError, OSError):  # on a full disk it is said, which is what can be done
+        if lacking:
+            write_text(folder / UNDELIVERED, json.dumps(lacking, indent=2) + "\n")
+        elif told:
+            (folder / UNDELIVERED).unlink(missing_ok=True)
+
+
 def undelivered(folder: Path) -> dict[str, str]:
     """Return what a study's stores lack, by store; empty when they have everything."""
     return _read(folder / UNDELIVERED)
@@ -194,10 +213,14 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
         folder: of a study that goes on, in the stores that it began in unless others are named.
 
     Raises:
-        UserError: no server answers at the address of a store that is new to the study.
+        UserError: no server answers at the address of a store that is new to the study; or the study's copy is another
+            driver's, or cannot be begun.
     """
     with contextlib.ExitStack() as processes:
-        mlflow = optuna = None
+        mlflow = optuna = mirror = None
+        if (address := remembered_address(folder) if folder else stores.copy_at) is not None:
+            mirror = Mirror(address, new=folder is None)
+            processes.callback(mirror.close)
         url = stores.optuna_storage
         if isinstance(space, AblationSpace):
             if url is not None:
@@ -215,7 +238,7 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
             known = folder is not None and has_study(mlflow.uri, folder)
             if not known and (problem := store_problem(mlflow.uri)):
                 raise unusable(mlflow, problem)
-        yield Views(mlflow, optuna, url)
+        yield Views(mlflow, optuna, url, mirror)
 
 
 def _read(path: Path) -> dict[str, Any]:
