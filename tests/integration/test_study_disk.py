@@ -106,9 +106,8 @@ def test_a_disk_that_is_full_at_the_end_does_not_take_the_result(
     assert "best, unconfirmed: trial " in out
     assert "interrupted" not in out
     told = err.splitlines()
-    assert told[0] == f"error: {folder / 'summary.json'}: {FULL}"
-    assert told[1] == f"error: {folder}: {FULL}"  # the tables
-    assert len(told) == 2
+    # The tables, which are written every few seconds, may find the disk full before the summary does, or after it.
+    assert sorted(told) == [f"error: {folder / 'summary.json'}: {FULL}", f"error: {folder}: {FULL}"]
     assert f"warning: the Optuna storage {folder / 'optuna.sqlite3'} lacks trials: " in out
     left = {path.name for path in folder.iterdir()}
     assert not left & {"summary.json", ".summary.json.tmp"}
