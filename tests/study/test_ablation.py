@@ -321,6 +321,9 @@ def test_over_data_sets_repeats_are_averaged_first(tmp_path: Path) -> None:
     markdown = summary.markdown()
     assert markdown.count("paired by repeat") == 4 and markdown.count("paired by data set") == 2
     assert "**validation/accuracy**, dtd, 4 shots, differences to `learned` paired by repeat" in markdown
+    assert note.result(summary) == ""
+    judged = _run(tmp_path / "judged", _crossed, **{**CROSSED, "shots": [1]}, smallest_effect=0.5)[2]
+    assert note.result(judged).startswith("does not: none; undecided: random (whether learned is better by 0.5 in ")
     data = json.loads(json.dumps(summary.as_dict()))["rows"][-1]
     assert (data["variant"], data["dataset"], data["shots"]) == ("learned", None, 4)
 

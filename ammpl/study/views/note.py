@@ -36,14 +36,16 @@ def details(space: StudySpace) -> str:
 def result(summary: StudySummary) -> str:
     """Return the result in a line, which begins with what is looked for; nothing where there is none.
 
-    Of an ablation, the verdicts on its objective; none where it has several settings, each with its own.
+    Of an ablation, the verdicts on its objective, over data sets where there are several; none at several shots, which
+    have each their own.
     """
     if isinstance(summary, AblationSummary):
+        rows = [row for row in summary.rows if row.dataset is None] or summary.rows
         judged: dict[str, list[str]] = {}
-        for row in summary.rows:
+        for row in rows:
             if (cell := row.cells.get(summary.objective)) and cell.verdict:
                 judged.setdefault(str(cell.verdict), []).append(row.variant)
-        if not judged or len({(row.dataset, row.shots) for row in summary.rows}) > 1:
+        if not judged or len({(row.dataset, row.shots) for row in rows}) > 1:
             return ""
         verdicts = "; ".join(f"{verdict}: {', '.join(judged[verdict])}" for verdict in sorted(judged))
         claim = f"{summary.reference} is better by {summary.smallest_effect:g} in {summary.objective}"
