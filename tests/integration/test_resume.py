@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,6 +99,24 @@ def check_mlflow(uri: str, folder: Path) -> None:
     assert parent(uri, folder).info.status == "FINISHED"
 
 
+def check_optuna(folder: Path) -> None:
+    """The copy for Optuna's tools has each trial of the search once, with its state, value and curve."""
+    search = [
+        row for row in pq.read_table(folder / "trials" / "trials.parquet").to_pylist() if row["phase"] == "search"
+    ]
+    points = pq.read_table(folder / "curves" / "curves.parquet").to_pylist()
+    study = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder}/optuna.sqlite3")
+    assert [trial.number for trial in study.trials] == sorted(row["number"] for row in search)
+    for row in search:
+        trial = study.trials[row["number"]]
+        assert trial.state.name == {"FAILED": "FAIL"}.get(row["state"], row["state"])
+        assert row["state"] == "FAILED" or trial.value == row["value"]
+        curve = {
+            p["step"]: p["value"] for p in points if (p["key"], p["metric"]) == (row["key"], "validation/accuracy")
+        }
+        assert trial.intermediate_values == curve
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What comes out of the study when nobody kills it."""
@@ -120,6 +139,7 @@ def test_a_killed_driver(tmp_path: Path, sqlite_uri: str, whole: dict[str, Any],
     assert "Traceback" not in said
     assert outcome(folder) == whole
     check_mlflow(sqlite_uri, folder)
+    check_optuna(folder)
     sessions = [line for line in (folder / "events.jsonl").read_text().splitlines() if '"session"' in line]
     assert len(sessions) == 2
     assert {path.name for path in folder.glob("environment*.json")} == {"environment.json", "environment-2.json"}
