@@ -16,6 +16,7 @@ from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.budget import duration_text
 from ammpl.study.space.space_file import read_space
 from ammpl.study.trial import State
+from ammpl.study.views.remote import remembered_address, run_by
 
 WATCH_SECONDS = 2.0
 
@@ -74,6 +75,8 @@ def _condition(folder: Path, history: History) -> str:
         return "is running" + (f" (process {session['pid']} on {session['host']})" if session else "") + asked
     if history.has_ended:
         return "has ended"
+    if (address := remembered_address(folder)) and (owner := run_by(address)):
+        return f"is being run by {owner}; this is how far its copy was at {address}"
     return f"is not running and has not ended; it goes on with: python tune.py resume {folder}"
 
 

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from ammpl.errors import UserError
 from ammpl.study.addresses import is_remote
 from ammpl.study.record.event_log import FILE
+from ammpl.study.status import status
 from ammpl.study.views import remote as module
 from ammpl.study.views.mirror import Mirror, copying, known
 from ammpl.study.views.remote import LEASE, LINK, Remote, ask_to_stop, brought_here, local_folder
+from ammpl.yaml_file import dump_yaml
+from tests.study.fakes import small_space
 
 
 def event(name: str, key: str = "") -> str:
@@ -25,7 +28,7 @@ def event(name: str, key: str = "") -> str:
 
 def study(folder: Path, address: str = "", events: int = 1) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text("version: 1\n")
+    (folder / "study.yaml").write_text(dump_yaml(small_space().resolved()))
     (folder / FILE).write_text(event("session") * events)
     if address:
         (folder / LINK).write_text(json.dumps({"address": address}))
@@ -122,7 +125,7 @@ def test_a_study_is_fetched_once_and_then_where_the_copy_is_further(here: Path) 
     (there / "study.yaml").unlink()
     with pytest.raises(UserError, match=r"mine: has no study that has begun"):
         brought_here(address)
-    (there / "study.yaml").write_text("version: 1\n")
+    (there / "study.yaml").write_text(dump_yaml(small_space().resolved()))
     brought_here(address)
     assert (folder / "new").read_text() == "new"
 
@@ -197,5 +200,13 @@ def test_one_driver_at_a_time(here: Path) -> None:
     (here / "bucket" / "mine" / LEASE).write_text(json.dumps(lease))
     with pytest.raises(UserError, match=r"is being run by process \d+ on elsewhere"):
         Mirror(address, new=False)
+    with (here / "bucket" / "mine" / FILE).open("a") as log:
+        log.write(event("session"))
+    folder = study(here / "studies" / "mine", address)
+    (first_line, *_) = status(folder)
+    assert (
+        first_line
+        == f"{folder}: is being run by process {2**22 + 1} on elsewhere; this is how far its copy was at {address}"
+    )
     os.utime(here / "bucket" / "mine" / LEASE, (0, 0))  # nobody has been heard of for long
     Mirror(address, new=False).close()

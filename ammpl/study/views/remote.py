@@ -206,6 +206,15 @@ def ask_to_stop(address: str) -> str:
     return f"{address}: asked {owner} to stop: no more trials begin within {LONGEST_PAUSE:g} s"
 
 
+def run_by(address: str) -> str | None:
+    """Return who else runs the study at an address, None for nobody, or if it cannot be reached."""
+    try:
+        remote = remote_at(address)
+        return answer(address, lambda: owner_of(remote))
+    except UserError:
+        return None
+
+
 def owner_of(remote: Remote) -> str | None:
     """Return who else runs a study and has been heard of, as far as the store knows; None for nobody."""
     data, beat = remote.read(LEASE), remote.time(LEASE)
