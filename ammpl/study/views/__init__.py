@@ -1,1 +1,1 @@
-"""Where people look: the terminal, MLflow, Optuna's tools. The study needs none of them."""
+"""Where people look: the terminal, MLflow, Optuna's tools, a copy of the folder. The study needs none of them."""
