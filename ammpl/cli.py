@@ -72,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command_name(words: Sequence[str]) -> str:
-    """Return the command that was called, "" for none; raises UserError for a word that is neither that nor a file."""
+    """Return the command that was called, "" for none; raises UserError for a word that is nothing."""
     word = words[0] if words else ""
     if word in COMMANDS:
         return word
     is_word = word.replace("-", "").isalpha() and not word.startswith("-")  # as names of files seldom are
     if is_word and not Path(word).exists():
-        raise UserError(word, "is neither a command nor a space file", fix=did_you_mean(word, COMMANDS))
+        spaces = tune.saved()
+        if word not in spaces:
+            fix = did_you_mean(word, [*COMMANDS, *spaces])
+            raise UserError(word, "is neither a command nor a space file", fix=fix)
     return ""

@@ -287,6 +287,12 @@ def test_a_mistyped_command_is_told_from_a_space_file(space: Path, capsys: pytes
     assert "reurn.yml: cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
+def test_a_saved_space_is_called_by_its_name(ran: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main("smoke") == _main("ablation_mask") == 0
+    assert [space.name for space, _ in ran] == ["smoke", "ablation_mask"]
+
+
 def test_a_space_file_needs_no_command_and_none_is_the_default_one(ran: list[Any], tmp_path: Path) -> None:
     for words in ([], ["--quiet"], [Path(__file__).parents[1] / "search_spaces" / "default.yaml"]):
         assert _main(*words) == 0

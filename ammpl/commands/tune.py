@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 from ammpl.errors import UserError
-from ammpl.study.settings import Settings, check_machine, home_of, output_of, study_space
+from ammpl.study.settings import Settings, check_machine, home_of, output_of, saved_spaces, study_space
 from ammpl.study.space.space_file import StudySpace
 from ammpl.yaml_file import dump_yaml, parse_yaml
 
@@ -43,9 +42,8 @@ something to mend (file, flag, disk), 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
         "space",
         nargs="?",
-        type=Path,
         metavar="SPACE.yaml",
-        help="search or ablation (default: default.yaml, saved)",
+        help="a file, or the name of a saved one (default: default)",
     )
 
     start = parser.add_argument_group("where it starts")
@@ -87,6 +85,11 @@ something to mend (file, flag, disk), 130 interrupted"""
         help=f"show it, e.g. {ammpl.__version__}",
     )
     add_help(other)
+
+
+def saved() -> list[str]:
+    """Return the names of saved spaces, which stand for their files."""
+    return list(saved_spaces())
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -155,17 +155,17 @@ def read_any(space: Space) -> StudySpace:
         return parse_study_space(dict(space), "space")
     path = Path(space)
     if isinstance(space, str) and path.suffix == "" and not path.exists() and path.name == space:
-        folder = next((folder for folder in _saved() if (folder / f"{space}.yaml").is_file()), None)
-        if folder is None:
-            names = [file.stem for folder in _saved() for file in folder.glob("*.yaml")]
-            raise UserError(space, "is neither a space file nor a saved space", fix=did_you_mean(space, names))
-        path = folder / f"{space}.yaml"
+        saved = saved_spaces()
+        if space not in saved:
+            raise UserError(space, "is neither a space file nor a saved space", fix=did_you_mean(space, saved))
+        path = saved[space]
     return read_space(path)
 
 
-def _saved() -> list[Path]:
-    """Return where saved spaces lie: below the working directory, then beside the package's sources."""
-    return [SAVED, Path(ammpl.__file__).resolve().parents[1] / SAVED]
+def saved_spaces() -> dict[str, Path]:
+    """Return the saved spaces by name: those below the working directory, then those beside the package's sources."""
+    folders = (Path(ammpl.__file__).resolve().parents[1] / SAVED, SAVED)
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
 def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Options:
