@@ -19,11 +19,11 @@ REWRITES = (
     (r"^\.venv/bin/python ", "python "),
     (r"--trials \+\d+", "--trials +1"),  # sizes: a page's studies take minutes, ours seconds
     (r"--trials \d+", "--trials 2"),
+    (r"--repeats \+\d+", "--repeats +1"),
     (r"--set training\.steps=\d+", "--set training.steps=2"),
     (r"(rerun-trial studies/\S+) 17", r"\1 1"),
     (r"^(python tune\.py(?:$| extend | \S+\.yaml).*)$", r"\1 --concurrency 1 --no-report"),  # one worker to start
     (r"^(python tune\.py report .*)$", r"\1 --no-tracking"),  # MLflow's copy: test_report.py
-    (r"^(python tune\.py rerun .*)$", r"\1 --no-report"),
     # What these would run has been run by other blocks: here the files and flags are checked.
     (r"^(python tune\.py (?:my_space\.yaml|my_ablation\.yaml|--from|--dataset) ?.*)", r"\1 --dry-run"),
 )

@@ -13,7 +13,9 @@ import ammpl
 from ammpl.config import METHODS
 from ammpl.config.methods import Methods
 from ammpl.study.space.space_file import read_space
+from ammpl.yaml_file import dump_yaml
 from tests.docs.blocks import ROOT, SHELL, blocks
+from tests.docs.conftest import small_space
 from tests.docs.running import Place
 
 
@@ -32,6 +34,8 @@ def follow(page: str, place: Place) -> str:
             path = place.folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
+            if block.language == "yaml" and "budget:" in block.text:
+                path.write_text(dump_yaml(small_space(path)), encoding="utf-8")
             saved += 1
         elif block.language in SHELL and block.reason is None:
             said += "".join(place.run(command) for command in block.commands)
