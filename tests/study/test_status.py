@@ -11,9 +11,10 @@ from ammpl import cli
 from ammpl.commands.status import show
 from ammpl.study import status as status_module
 from ammpl.study.plan.search_plan import Plan
-from ammpl.study.record.event_log import FILE, end_log
+from ammpl.study.record.event_log import FILE, end_log, read_history
 from ammpl.study.record.folder import locked
 from ammpl.study.record.records import Records
+from ammpl.study.space.budget import duration_text
 from ammpl.study.status import status, watch
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import run_inline, small_space
@@ -29,7 +30,8 @@ def test_a_study_from_its_folder_alone(tmp_path: Path, capsys: pytest.CaptureFix
     dead = status(tmp_path)
     assert dead[0].endswith(f"is not running and has not ended; it goes on with: python tune.py resume {tmp_path}")
     [(trial, value)] = plan.best(1)
-    assert dead[2:] == [f"best of the search: {trial.key}, validation/accuracy {value:.4f}", "time: 0 s"]
+    time = f"time: {duration_text(read_history(tmp_path / FILE).seconds) or '0 s'}"
+    assert dead[2:] == [f"best of the search: {trial.key}, validation/accuracy {value:.4f}", time]
     assert dead[1].startswith("search: 12 trials: ")
     assert "PRUNED" in dead[1]
     with locked(tmp_path):
