@@ -13,13 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import ammpl
-from ammpl import cli
 from ammpl.errors import UserError
 from tests.command_line import SPACE
 from tests.integration.conftest import Tracked
 from tests.integration.mlflow_store import parent
-
-TIMES = ["seconds", "started", "ended"]
 
 
 @pytest.fixture
@@ -44,19 +41,6 @@ def test_results_are_arrow_tables_and_pandas_frames(tracked: Tracked) -> None:
     [told] = tracked.notified
     assert (told["study"], told["state"]) == ("smoke-1", "ended")
     assert told["metrics"]["winner/test/accuracy/mean"] == winner.value.mean()
-
-
-def test_the_command_line_does_the_same_to_the_last_bit(
-    tracked: Tracked, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--output", "cli", "--concurrency", "1", "--no-report", "--tracking-uri", tracked.uri]
-    assert cli.main(["rerun", str(tracked.study.folder), *flags]) == 0
-    assert "identical: all" in capsys.readouterr().out
-    again = ammpl.study.open("cli")
-    for name, drop in (("trials", TIMES), ("curves", [])):
-        ours, theirs = (getattr(study, name)().drop_columns(drop) for study in (tracked.study, again))
-        assert ours.equals(theirs)
-    assert not (here / "cli" / "report").exists()
 
 
 def test_a_study_that_was_opened(tracked: Tracked) -> None:

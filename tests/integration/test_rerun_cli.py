@@ -1,9 +1,10 @@
-"""``python tune.py`` on the smoke study and an ablation, each run again by ``rerun``: the same to the last bit."""
+"""``python tune.py rerun`` of the smoke study, which Python ran, and of an ablation: the same to the last bit."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
+
+import ammpl
+from tests.integration.conftest import Tracked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,15 +43,21 @@ def _tune(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=140, check=False)
 
 
-def test_the_smoke_study_again_is_identical(tmp_path: Path, sqlite_uri: str) -> None:
-    store = ("--tracking-uri", sqlite_uri)
-    first = _tune(ROOT / "search_spaces" / "smoke.yaml", "--output", "old", *store, cwd=tmp_path)
-    assert first.returncode == 0, first.stdout + first.stderr
-    again = _tune("rerun", "old", "--output", "new", *store, cwd=tmp_path)
+def test_the_command_line_repeats_a_study_of_python_to_the_last_bit(
+    tracked: Tracked, tmp_path: Path, sqlite_uri: str
+) -> None:
+    shutil.copytree(tracked.study.folder, tmp_path / "old")
+    again = _tune("rerun", "old", "--output", "new", "--tracking-uri", sqlite_uri, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     lines = again.stdout.splitlines()
     assert "identical: all 11 trials," in lines[-1]
     assert (tmp_path / "old" / "study.yaml").read_text() == (tmp_path / "new" / "study.yaml").read_text()
+    assert not (tmp_path / "new" / "report").exists()
+    for name, drop in (("trials", ["seconds", "started", "ended"]), ("curves", [])):
+        ours, theirs = (
+            getattr(ammpl.study.open(tmp_path / folder), name)().drop_columns(drop) for folder in ("old", "new")
+        )
+        assert ours.equals(theirs)
 
     # One trial of it again, by a process of its own; the winner's test needs what its confirmation has learned.
     files = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
