@@ -173,7 +173,7 @@ def test_stopped_from_elsewhere_and_run_by_one_driver_alone(ray_cluster: None, q
     def train(trial: Trial, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
         if trial.number == 1:
             with pytest.raises(UserError, match=r"mine: is being run by process \d+ on "):
-                Mirror(address, new=False)
+                Mirror(address, study)
             assert "asked process" in ask_to_stop(address)
             while not (study / "stop-requested").exists():
                 time.sleep(0.01)

@@ -16,7 +16,7 @@ from ammpl.study.addresses import is_remote
 from ammpl.study.record.event_log import FILE
 from ammpl.study.status import status
 from ammpl.study.views import remote as module
-from ammpl.study.views.mirror import Mirror, copying, known
+from ammpl.study.views.mirror import Mirror, copying, known, update
 from ammpl.study.views.remote import LEASE, LINK, Remote, ask_to_stop, brought_here, local_folder
 from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import small_space
@@ -176,30 +176,31 @@ def test_a_silent_store_is_given_up_within_seconds(here: Path, monkeypatch: pyte
         with pytest.raises(UserError, match=r"cannot be reached \(no answer within 0.5 s\)"):
             brought_here(address)
         with pytest.raises(UserError, match=r"cannot be reached"):
-            Mirror(address, new=True)
-        Mirror(address, new=False).close()  # a study that goes on waits for nobody
+            Mirror(address)
+        Mirror(address, study(here / "studies" / "mine")).close()  # a study that goes on waits for nobody
 
 
 def test_one_driver_at_a_time(here: Path) -> None:
     address = f"file://{here}/bucket/mine"
-    first = Mirror(address, new=True)
+    first = Mirror(address)
     lease = {"host": socket.gethostname(), "pid": os.getppid(), "token": ""}
     (here / "bucket" / "mine" / LEASE).write_text(json.dumps(lease))
     with pytest.raises(UserError, match=rf"mine: is being run by process {os.getppid()} on .*stop it: python tune.py"):
-        Mirror(address, new=True)
+        Mirror(address)
     first.close()  # nothing began
     with pytest.raises(UserError, match=r"mine: is not running\. Fix: it goes on with: python tune.py resume file://"):
         ask_to_stop(address)
     study(here / "bucket" / "mine")
+    folder = study(here / "studies" / "mine")
     with pytest.raises(UserError, match=r"--output: has a study, .*Fix: go on with it: python tune.py resume file://"):
-        Mirror(address, new=True)
+        Mirror(address)
     lease["pid"] = 2**22 + 1  # there is no such process
     (here / "bucket" / "mine" / LEASE).write_text(json.dumps(lease))
-    Mirror(address, new=False).close()
+    Mirror(address, folder).close()
     lease["host"] = "elsewhere"
     (here / "bucket" / "mine" / LEASE).write_text(json.dumps(lease))
     with pytest.raises(UserError, match=r"is being run by process \d+ on elsewhere"):
-        Mirror(address, new=False)
+        Mirror(address, folder)
     with (here / "bucket" / "mine" / FILE).open("a") as log:
         log.write(event("session"))
     folder = study(here / "studies" / "mine", address)
@@ -209,4 +210,38 @@ def test_one_driver_at_a_time(here: Path) -> None:
         == f"{folder}: is being run by process {2**22 + 1} on elsewhere; this is how far its copy was at {address}"
     )
     os.utime(here / "bucket" / "mine" / LEASE, (0, 0))  # nobody has been heard of for long
-    Mirror(address, new=False).close()
+    Mirror(address, study(folder, address, events=2)).close()
+
+
+def test_a_folder_that_is_behind_its_copy_never_replaces_it(here: Path) -> None:
+    """Another machine went on from the copy, and this one comes back with what it had."""
+    address = f"file://{here}/bucket/mine"
+    behind = study(here / "studies" / "mine", address)
+    there = study(here / "bucket" / "mine", address, events=3)
+    (there / "learnables").write_text("of a trial that only the copy has")
+    before = files(there)
+    with pytest.raises(UserError, match=r"has what .*mine lacks: another driver .*Fix: python tune.py resume file://"):
+        Mirror(address, behind)
+    assert "another driver has gone on from it" in str(update(behind))
+    assert files(there) == before
+
+    there.parent.rename(here / "away")
+    there.parent.write_text("no folder")
+    late = Mirror(address, behind)  # cannot be asked, and the study goes on
+    there.parent.unlink()
+    (here / "away").rename(there.parent)
+    late.open(behind)
+    late.close()
+    assert "lacks the end of the study (another driver has gone on from it)" in late.warnings[0]
+    assert files(there) == before
+
+
+def test_a_report_of_a_study_that_runs_elsewhere_leaves_its_copy_alone(here: Path) -> None:
+    address = f"file://{here}/bucket/mine"
+    there = study(here / "bucket" / "mine", address)
+    folder = brought_here(address)
+    (there / LEASE).write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": ""}))
+    (there / "learnables").write_text("copied since")
+    before = files(there)
+    assert "process 1 on elsewhere runs the study" in str(update(folder))
+    assert files(there) == before

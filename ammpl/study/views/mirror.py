@@ -44,6 +44,7 @@ _LIVE = "optuna.sqlite3"  # a database that another process writes to: copied on
 _WAITS = (0.0, 1.0, 5.0)  # seconds before each try to copy the end
 
 _TAKEN = "another driver has taken the study over"
+_AHEAD = "another driver has gone on from it"
 
 Stamp = tuple[int, int]
 """Size and time of a file here, of the log the size alone: tells whether it has changed since it was copied."""
@@ -54,17 +55,18 @@ class Mirror:
 
     Args:
         address: of the copy.
-        new: the study begins now: nothing may be there, and it must be possible to write there. A copy that a study
-            has already may be away for a while.
+        folder: of a study that goes on, whose copy may be away for a while, and may have nothing that the folder
+            lacks. None for one that begins now: nothing may be there, and it must be possible to write there.
 
     Attributes:
         warnings: after :meth:`close`, what the copy lacks and why; empty when it has everything.
 
     Raises:
-        UserError: another driver runs the study, or ``new`` and the place cannot be used, or is taken.
+        UserError: another driver runs the study or has gone on from the copy; or the place of a new one cannot be
+            used, or is taken.
     """
 
-    def __init__(self, address: str, new: bool):
+    def __init__(self, address: str, folder: Path | None = None):
         self.warnings: tuple[str, ...] = ()
         self._address = address
         self._remote: Remote | None = None  # once it has answered
@@ -75,9 +77,9 @@ class Mirror:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            answer(address, lambda: self._take(new))
+            answer(address, lambda: self._take(folder))
         except UnreachableError:
-            if new:
+            if folder is None:
                 raise
 
     def open(self, folder: Path) -> None:
@@ -105,14 +107,17 @@ class Mirror:
             fix = f"python tune.py resume {self._folder}"
             self.warnings = (f"{self._address} lacks the end of the study ({self._problem}). Fix: {fix}",)
 
-    def _take(self, new: bool) -> None:
+    def _take(self, folder: Path | None) -> None:
         remote = Remote(self._address)
-        if new and remote.read("study.yaml") is not None:
+        if folder is None and remote.read("study.yaml") is not None:
             fix = f"go on with it: python tune.py resume {self._address}; or name another"
             raise UserError("--output", "has a study, and none is ever overwritten", got=self._address, fix=fix)
         if (owner := owner_of(remote)) is not None:
             fix = f"wait for it ({LEASE_SECONDS:g} s if it has died), or stop it: python tune.py stop {self._address}"
             raise UserError(self._address, f"is being run by {owner}", fix=fix)
+        if folder is not None and is_ahead(remote, folder):
+            fix = f"python tune.py resume {self._address}"
+            raise UserError(self._address, f"has what {folder} lacks: {_AHEAD}", fix=fix)
         self._beat(remote)
         self._remote = remote
 
@@ -126,12 +131,12 @@ class Mirror:
 
     def _run(self) -> None:
         pause = PAUSE
-        while self._problem != _TAKEN and not self._closing.wait(pause):
+        while self._problem not in (_TAKEN, _AHEAD) and not self._closing.wait(pause):
             began = time.monotonic()
             self._copy(ended=False)
             pause = min(max(PAUSE, 10 * (time.monotonic() - began)), LONGEST_PAUSE)
         for wait in _WAITS:
-            if self._problem == _TAKEN:
+            if self._problem in (_TAKEN, _AHEAD):
                 return
             time.sleep(wait)
             self._copy(ended=True)
@@ -143,6 +148,9 @@ class Mirror:
         try:
             remote = self._remote = self._remote or Remote(self._address)
             self._beat(remote)
+            if self._copied is None and is_ahead(remote, folder):  # it was away when the study went on
+                remote.delete(LEASE)
+                raise OSError(_AHEAD)
             if remote.time(STOP) is not None:
                 request_stop(folder)
                 remote.delete(STOP)
@@ -155,6 +163,12 @@ class Mirror:
             self._problem = None
         except (OSError, ValueError, UserError, pa.ArrowException) as error:
             self._problem = line(error)
+
+
+def is_ahead(remote: Remote, folder: Path) -> bool:
+    """Return whether a copy's log has what the folder's has not: each driver writes a line of its own."""
+    log = folder / FILE
+    return not (log.read_bytes() if log.exists() else b"").startswith(remote.read(FILE) or b"")
 
 
 def known(remote: Remote, folder: Path) -> dict[str, Stamp]:
@@ -244,6 +258,10 @@ def update(folder: Path) -> str | None:
         remote = remote_at(address)
 
         def copy() -> None:
+            if (owner := owner_of(remote)) is not None:
+                raise OSError(f"{owner} runs the study, and copies")
+            if is_ahead(remote, folder):
+                raise OSError(_AHEAD)
             for act in copying(remote, folder, known(remote, folder), ended=True):
                 act()
 

@@ -219,7 +219,7 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
     with contextlib.ExitStack() as processes:
         mlflow = optuna = mirror = None
         if (address := remembered_address(folder) if folder else stores.copy_at) is not None:
-            mirror = Mirror(address, new=folder is None)
+            mirror = Mirror(address, folder)
             processes.callback(mirror.close)
         url = stores.optuna_storage
         if isinstance(space, AblationSpace):
