@@ -2,7 +2,7 @@
 
 :func:`train` and :func:`test` are generators of (step, metrics): whoever drives them may stop in between (a pruner
 does). Where the process dies instead, :func:`train` goes on from the trial's running checkpoint
-(:mod:`ammpl.training.running`). Metric names: ``train/...`` over the steps since the last evaluation,
+(:mod:`ammpl.training.running_checkpoint`). Metric names: ``train/...`` over the steps since the last evaluation,
 ``validation/...``, ``test/...``, and the diagnostics of :mod:`ammpl.training.evaluation`.
 """
 
@@ -27,7 +27,7 @@ from ammpl.model.ammpl import AMMPL, check_model, model_class
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.model.scoring import Backward, backward, pairs_in_flight
 from ammpl.model.text_prompt import Classes
-from ammpl.training import checkpoint, running
+from ammpl.training import checkpoint, running_checkpoint
 from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean
 from ammpl.training.features import patch_tokens, patches, pooled_features
 from ammpl.training.figures import draw_masks
@@ -163,7 +163,7 @@ def _model(config: TrialConfig, backbone: Backbone, task: Task, template: str | 
 def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
     training, images, seed = config.training, len(task.train), config.seeds.noise
     optimizer, factor = build_optimizer(model, training), schedule(training, images)
-    resumable = running.RunningCheckpoint(folder, config, model, optimizer)
+    resumable = running_checkpoint.RunningCheckpoint(folder, config, model, optimizer)
     evaluations = resumable.restore()
     yield from evaluations
     first, total = evaluations[-1][0] if evaluations else 0, total_steps(training, images)

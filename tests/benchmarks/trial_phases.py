@@ -21,7 +21,7 @@ from ammpl.data.task import load_task
 from ammpl.model.ammpl import AMMPL
 from ammpl.model.backbone import load_backbone
 from ammpl.study.space.search_space import load_space
-from ammpl.training import checkpoint, features, run, running
+from ammpl.training import checkpoint, features, run, running_checkpoint
 from tests.benchmarks.record import Record
 
 DEFAULT = Path(__file__).resolve().parents[2] / "search_spaces/default.yaml"
@@ -34,7 +34,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "tokenise prompts": (AMMPL, "classes"),
     "steps, forward and backward": (run, "_backward"),
     "evaluations": (run, "_validate"),
-    "running checkpoints": (running.RunningCheckpoint, "save"),
+    "running checkpoints": (running_checkpoint.RunningCheckpoint, "save"),
     "learnables": (checkpoint, "save_learnables"),
     "masks.png": (run, "draw_masks"),
 }

@@ -18,7 +18,7 @@ from ammpl.config import resolve
 from ammpl.data.dataset import Originals
 from ammpl.training import run
 from ammpl.training.run import TrainingDivergedError, train
-from ammpl.training.running import DRAFT, FILE
+from ammpl.training.running_checkpoint import DRAFT, FILE
 from tests.training.published import VALUES
 
 # 20 images in batches of 8 are two steps an epoch: an evaluation at step 3 is in the middle of one.
