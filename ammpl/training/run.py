@@ -89,7 +89,7 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
             yield 0, {**_validate(model, task), **diagnostics(model)}
     except (GeneratorExit, TrainingDivergedError):  # pruned, or the configuration's own fault: nobody will go on
         if not sys.is_finalizing():  # a process that exits closes what waits in it, and decides nothing by that
-            running.remove(folder)
+            running_checkpoint.remove(folder)
         raise
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_learnables(model, config, folder / checkpoint.FILE)
@@ -98,7 +98,7 @@ def train(config: TrialConfig, folder: Path, home: DataHome | None = None) -> It
     for name, record in (("data.json", task.record()), ("machine.json", machine)):
         (folder / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw_masks(model, task.validation, folder / "masks.png")
-    running.remove(folder)  # last: a trial that dies over its files goes on, too
+    running_checkpoint.remove(folder)  # last: a trial that dies over its files goes on, too
 
 
 def test(
