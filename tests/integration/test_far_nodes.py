@@ -11,25 +11,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ammpl.data.home import DataHome
 from ammpl.study.study import Options, run_study
 from ammpl.study.trial import Trial
+from tests.integration.test_own_pictures import pictures  # noqa: F401 (a fixture)
 from tests.study.fakes import execute, small_space
 
 CLONE_NEWNS = 0x20000  # unshare(2); in Python from 3.12 on
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the driver sees, and the nodes do not."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("shared")
     command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", str(folder)]
     with contextlib.suppress(OSError):
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
@@ -37,7 +41,7 @@ def shared(tmp_path: Path) -> Path:
     pytest.skip("a mount namespace needs the rights to make one")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(shared: Path) -> Iterator[str]:
     """The head, without CPUs, of a cluster of two nodes with one each."""
     others = ray.is_initialized()
@@ -109,3 +113,37 @@ def test_files_of_nodes_that_do_not_see_the_folder(shared: Path, address: str, t
         }
         assert left == expected[row["state"]], key
     assert not (summary.folder / ".driver").exists()
+
+
+def test_each_node_prepares_the_pictures_that_it_does_not_see_prepared(
+    shared: Path,
+    address: str,
+    tmp_path: Path,
+    pictures: Path,  # noqa: F811
+) -> None:
+    """At the place of the driver's store the nodes have an empty one, which their own workers fill."""
+    store = shared / "store"
+    store.mkdir()
+    (store / "only-here.arrow").touch()
+    fixed: dict[str, Any] = {"data.name": str(pictures), "data.shots": 1, "data.validation_shots": 2}
+    fixed |= {"model.mask.scope": "task", "training.steps": 2, "training.evaluate_every": 2}
+    space = small_space(fixed=fixed, budget={"trials": 2}, confirm=None)
+    options = Options(shared / "prepared", ray_address=address, concurrency=2, tracking=False, quiet=True)
+    summary = run_study(space, replace(options, home=DataHome(tmp_path, store)))
+    assert summary.errors == () and summary.problems == ()
+    assert summary.counts == {"search": {"COMPLETE": 2}}
+
+    def prepared() -> set[str]:
+        return {path.relative_to(store).as_posix() for path in store.rglob("*") if path.suffix == ".arrow"}
+
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    found = []
+    for node in ray.nodes():
+        if node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ask = ray.remote(prepared).options(num_cpus=0, scheduling_strategy=there)
+            found.append(ray.get(ask.remote()))
+    ray.shutdown()
+    here = prepared() - {"only-here.arrow"}  # of equal content, so of equal names
+    assert {name.split("/")[1].split("-")[0] for name in here} == {"train", "validation", "test"}
+    assert found == [{name for name in here if "/test-" not in name}] * 2  # a search never opens the test list

@@ -223,39 +223,35 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from ammpl.study.study import Options, run_study
-from tests.integration.test_optuna_copy import running_at
 from tests.study.fakes import execute, small_space
-url, here, cut = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+folder, url, cut = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 def waiting(trial, folder):
     for step, metrics in execute(trial, folder):
         if trial.number == cut and step == 20:
-            while not running_at(url, cut):
-                time.sleep(0.1)
-            (here / "seen").touch()
             time.sleep(100)
         yield step, metrics
-options = Options(here / "study", concurrency=1, tracking=False, optuna_storage=url, quiet=True)
-run_study(small_space(budget={"trials": 10}, confirm=None), options, execute=waiting)
+options = Options(folder, concurrency=1, tracking=False, optuna_storage=url, quiet=True)
+run_study(small_space(budget={"trials": 8}, confirm=None), options, execute=waiting)
 """
 
 
 def test_a_driver_killed_while_the_storage_is_written_to(ray_cluster: None, tmp_path: Path) -> None:
     """Killed with some trials in the storage and one running there: resumed, it has each trial once."""
-    url = f"sqlite:///{tmp_path}/shared.db"
-    plan = Plan(small_space(budget={"trials": 10}, confirm=None), "small", tmp_path, Recorder())
+    url, folder = f"sqlite:///{tmp_path}/shared.db", tmp_path / "study"
+    plan = Plan(small_space(budget={"trials": 8}, confirm=None), "small", tmp_path, Recorder())
     run_inline(plan, tmp_path)
     whole = [trial.number for trial in plan.search.study.trials if trial.state.name == "COMPLETE"]
     cut = whole[len(whole) // 2]
-    command = [sys.executable, "-c", KILLED, url, str(tmp_path), str(cut)]
+    command = [sys.executable, "-c", KILLED, str(folder), url, str(cut)]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 120
-    while not (tmp_path / "seen").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "its trials are not in the storage"
-        time.sleep(0.05)
+    while not running_at(url, cut):
+        assert process.poll() is None and time.monotonic() < deadline, "the running trial is not in the storage"
+        time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < cut < 9 and [trial.number for trial in stored(url).trials] == [*range(cut + 1)]
-    resumed = resume_study(tmp_path / "study", Options(concurrency=1, tracking=False, quiet=True), execute=execute)
+    assert 0 < cut < 7 and [trial.number for trial in stored(url).trials] == [*range(cut + 1)]
+    resumed = resume_study(folder, Options(concurrency=1, tracking=False, quiet=True), execute=execute)
     assert resumed is not None and resumed.problems == ()
     assert optuna.get_all_study_names(url) == ["study"]
     check_same(stored(url), plan.search.study)
