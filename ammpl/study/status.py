@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from ammpl.errors import UserError
 from ammpl.study.plan.replay import check_study
 from ammpl.study.record.event_log import FILE, Event, History, read_history, space_file
 from ammpl.study.record.folder import is_asked_to_stop, is_locked
@@ -16,7 +18,7 @@ from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.budget import duration_text
 from ammpl.study.space.space_file import read_space
 from ammpl.study.trial import State
-from ammpl.study.views.remote import remembered_address, run_by
+from ammpl.study.views.remote import brought_here, remembered_address, run_by
 
 WATCH_SECONDS = 2.0
 
@@ -54,6 +56,8 @@ def status(folder: Path) -> list[str]:
 def watch(folder: Path, seconds: float = WATCH_SECONDS) -> Iterator[list[str]]:
     """Yield the lines of :func:`status` again and again, the last time once the study does not run any more.
 
+    Of a study that another machine runs, the copy is fetched again for each look.
+
     Args:
         seconds: between two looks.
 
@@ -61,11 +65,21 @@ def watch(folder: Path, seconds: float = WATCH_SECONDS) -> Iterator[list[str]]:
         UserError: as :func:`status`.
     """
     while True:
-        runs = is_locked(folder)  # asked first, so that what comes last has the end in it
+        runs = is_locked(folder) or _runs_elsewhere(folder)  # asked first: what comes last has the end in it
         yield status(folder)
         if not runs:
             return
         time.sleep(seconds)
+
+
+def _runs_elsewhere(folder: Path) -> bool:
+    """Return whether another machine runs the study, having fetched how far it is."""
+    address = remembered_address(folder)
+    runs = address is not None and run_by(address) is not None
+    if address is not None:
+        with contextlib.suppress(UserError):  # it cannot be reached now, or the folder here is as it is
+            brought_here(address)
+    return runs
 
 
 def _condition(folder: Path, history: History) -> str:

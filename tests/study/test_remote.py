@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ammpl.errors import UserError
 from ammpl.study.addresses import is_remote
 from ammpl.study.record.event_log import FILE
-from ammpl.study.status import status
+from ammpl.study.status import status, watch
 from ammpl.study.views import remote as module
 from ammpl.study.views.mirror import Mirror, copying, known, update
 from ammpl.study.views.remote import LEASE, LINK, Remote, ask_to_stop, brought_here, local_folder
@@ -245,3 +245,18 @@ def test_a_report_of_a_study_that_runs_elsewhere_leaves_its_copy_alone(here: Pat
     before = files(there)
     assert "process 1 on elsewhere runs the study" in str(update(folder))
     assert files(there) == before
+
+
+def test_a_study_that_runs_elsewhere_is_watched_through_its_copy(here: Path) -> None:
+    address = f"file://{here}/bucket/mine"
+    there = study(here / "bucket" / "mine", address)
+    (there / LEASE).write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": ""}))
+    looks = watch(brought_here(address), seconds=0)
+    assert "is being run by process 1 on elsewhere" in next(looks)[0]
+    started = {"event": "started", "key": "search-0000", "phase": "search", "time": "2026-01-01T00:00:01+00:00"}
+    with (there / FILE).open("a") as log:
+        log.write(json.dumps(started) + "\n")
+    assert next(looks)[1] == "search: 1 trials: 1 begun, not ended"
+    (there / LEASE).unlink()
+    assert "is not running and has not ended" in next(looks)[0]
+    assert list(looks) == []
