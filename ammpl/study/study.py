@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -326,6 +327,8 @@ class _Session:
                 remove_folder(self._folder, self._there)
             return None
         errors, stopped = [], None
+        with contextlib.suppress(OSError):  # which is the observers' failure then: the views are to hear of it
+            self._observers.write()
         if isinstance(failure := self._observers.failure, OSError):
             errors, stopped = [str(_unwritable(self._folder, failure))], "the study's records cannot be written"
         if not completed:

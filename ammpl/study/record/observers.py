@@ -66,6 +66,10 @@ class Observers:
         """Pass on."""
         self._tell("trial_finished", trial, outcome)
 
+    def write(self) -> None:
+        """Have the records write what they hold back."""
+        self._keep("write")
+
     def close(self) -> None:
         """Pass on."""
         self._tell("close")

@@ -92,7 +92,7 @@ class Records:
     def begin(self) -> None:
         """Begin a session of the study; what the log had is in the tables from now on."""
         self.log.begin()
-        self._write()
+        self.write()
 
     def trial_started(self, trial: Trial) -> None:
         """Log the trial with its whole configuration."""
@@ -146,14 +146,15 @@ class Records:
 
     def close(self) -> None:
         """Write the tables a last time."""
-        self._write()
+        self.write()
         self.log.close()
 
     def _write_when_due(self) -> None:
         if self.log.owed is None and time.monotonic() - self._written >= self._pause:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the tables as they are now."""
         began = time.monotonic()
         columns = {
             **_TRIAL_COLUMNS,
