@@ -251,7 +251,7 @@ def _tune_settings(concurrency: int) -> Iterator[None]:
     logger = logging.getLogger("ray.tune")
     level = logger.level
     os.environ.update(ours)
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # a worker that died is an error to Tune, and a repetition to the plan
     try:
         yield
     finally:
