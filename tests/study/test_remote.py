@@ -122,6 +122,7 @@ def test_a_study_is_fetched_once_and_then_where_the_copy_is_further(here: Path) 
 
     (there / FILE).write_text(event("session") + event("reported"))
     (there / "new").write_text("new")
+    (folder.parent / ".mine.old" / "left").mkdir(parents=True)  # by a fetch that was killed
     (there / "study.yaml").unlink()
     with pytest.raises(UserError, match=r"mine: has no study that has begun"):
         brought_here(address)
@@ -144,6 +145,17 @@ def test_a_study_is_fetched_once_and_then_where_the_copy_is_further(here: Path) 
         brought_here(address)
 
 
+def test_a_copy_writes_nothing_outside_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object's name can be any text, where a file's path cannot."""
+    address = f"file://{here}/bucket/mine"
+    study(here / "bucket" / "mine", address)
+    (here / "bucket" / "outside").write_text("x")
+    monkeypatch.setattr(Remote, "times", lambda self: {FILE: (1, 0.0), "../outside": (1, 0.0)})
+    with pytest.raises(UserError, match=r"mine: has a file whose path leads out of the study, got '\.\./outside'"):
+        brought_here(address)
+    assert not [path for path in Path().rglob("*") if path.name == "outside"]
+
+
 def test_a_folder_is_no_address() -> None:
     assert not is_remote("studies/mine") and not is_remote(Path("s3://bucket/mine"))
     assert is_remote("s3://bucket/mine")
@@ -158,6 +170,7 @@ def test_a_folder_is_no_address() -> None:
         ("s3://key:word@bucket/mine", r"s3://…: holds credentials, and is written down\. Fix: .*AWS_ACCESS_KEY_ID"),
         ("s3://bucket/mine?secret_key=word", r"s3://…: holds credentials"),
         ("s3://bucket", r"s3://bucket: names no folder"),
+        ("s3://bucket/..", r"s3://bucket/\.\.: names no folder"),
         ("file:///proc/none/mine", r"mine: has no study that has begun"),
     ],
 )

@@ -121,7 +121,7 @@ def local_folder(address: str) -> Path:
         UserError: there is none.
     """
     name = urlsplit(address).path.rstrip("/").rpartition("/")[2]
-    if not name:
+    if name in ("", ".", ".."):
         raise UserError(address, "names no folder", fix="s3://bucket/studies/mine")
     return Path("studies") / name
 
@@ -181,12 +181,15 @@ def _fetch(remote: Remote, log: bytes, folder: Path) -> None:
         data = log if name == FILE else remote.read(name)
         if data is None or Path(name).name.startswith("."):  # it has gone meanwhile; the lease is not the study's
             continue
+        if ".." in Path(name).parts:
+            raise UserError(remote.address, "has a file whose path leads out of the study", got=name)
         path = draft / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         os.utime(path, (written, written))
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a fetch that was killed
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
