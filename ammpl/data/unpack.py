@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -50,7 +51,7 @@ def unpack(archive: Path, target: Path) -> None:
     root = target.resolve()
     try:
         for member in _members(archive):
-            path = root / _checked(archive, member.name)
+            path = _inside(archive, root, member.name)
             if member.is_folder:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
@@ -65,11 +66,26 @@ def unpack(archive: Path, target: Path) -> None:
         raise UserError(str(archive), f"cannot be unpacked ({reason})", fix="download it again") from error
 
 
-def _checked(archive: Path, name: str) -> str:
-    parts = name.removeprefix("./").rstrip("/").split("/")
-    if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
+def _inside(archive: Path, root: Path, name: str) -> Path:
+    """Return where a member goes, once every "." and doubled slash is resolved; refuse what is not below ``root``."""
+    parts = name.split("/")
+    path = root.joinpath(*(part for part in parts if part not in ("", ".")))
+    first = next((part for part in parts if part != "."), "")  # of "/x" and ".//x" it is empty
+    if (
+        (not first and name.strip("./"))
+        or ".." in parts
+        or "\\" in name
+        or ":" in parts[0]
+        or "\0" in name
+        or not _is_below(path, root)
+    ):
         raise UserError(str(archive), "holds a path that leads out of it; nothing of it is kept", got=name)
-    return "/".join(parts)
+    return path
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    # realpath follows links, of which there should be none: the folder is new, and links are not unpacked.
+    return Path(os.path.realpath(path)).is_relative_to(root)
 
 
 def _members(archive: Path) -> Iterator[_Member]:

@@ -354,11 +354,35 @@ def test_what_cannot_be_reported(masks: Path, tmp_path: Path, capsys: pytest.Cap
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_a_user_has_put_beside_a_report_is_not_removed(masks: Path, tmp_path: Path) -> None:
+    """A page of that name makes no report of a folder, and a file beside a report is nobody's to remove."""
+    theirs = tmp_path / "thesis"
+    (theirs / ".git").mkdir(parents=True)
+    for name in ("report.html", "thesis.tex", ".git/HEAD"):
+        (theirs / name).write_text("mine", encoding="utf-8")
+    (tmp_path / "link").symlink_to(theirs)
+    for output in (theirs, tmp_path / "link"):
+        with pytest.raises(UserError, match=r"--output: (has something else than a report in it|is no folder)"):
+            write_report([masks], output)
+    assert {path.read_text(encoding="utf-8") for path in theirs.rglob("*") if path.is_file()} == {"mine"}
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "report.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"something else than a report in it \(report.html\)"):
+        write_report([masks], alone)
+    ours = write_report([masks], tmp_path / "ours")
+    write_report([masks], ours)
+    (ours / "figures" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"something else than a report in it \(figures/notes.txt\)"):
+        write_report([masks], ours)
+    assert (ours / "figures" / "notes.txt").read_text(encoding="utf-8") == "mine" and (ours / "report.html").is_file()
+
+
 def test_a_report_replaces_the_one_before_by_the_same(masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(masks)]) == 0
     assert "MLflow: not logged (the study was not tracked there)" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in (masks / "report").rglob("*.*")}
-    (masks / "report" / "left.txt").touch()
+    (masks / "report" / ".report-files.json").unlink()  # as an earlier version left it
     write_report([masks])
     assert {path: path.read_bytes() for path in (masks / "report").rglob("*.*")} == before
     assert not list(masks.glob(".report*"))
