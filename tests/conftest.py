@@ -12,6 +12,16 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # small matrices on many threads of few cores are ten times slower
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is none."""
+    import torch  # here: the variable above must come first
+
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(scope="session")
 def empty_sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store to copy: MLflow takes seconds to create one."""

@@ -252,7 +252,7 @@ def _build(
     draft = path.with_name(f"{form_name}.partial")  # one name: what a killed build has left is written over
     schema = _schema(form)
     try:
-        with draft.open("wb") as file, ThreadPoolExecutor(_cpus()) as threads:
+        with draft.open("wb") as file, ThreadPoolExecutor(cpus()) as threads:
             with pa.ipc.new_file(file, schema) as writer:
                 for rows in _rows(root, paths, form, threads):
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
@@ -330,6 +330,6 @@ def _remark(original: bytes) -> str | None:
     return "its EXIF orientation is not applied, as in published code" if turned else None
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """Return the CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

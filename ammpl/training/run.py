@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -171,8 +171,12 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
     classes = model.classes(task.train.class_names)
     order = itertools.islice(batches(images, training, seed, first), total - first)
     steps = _Steps()
-    waits = model.backbone.device.type == "cuda"  # for a number to be read; a processor has it
-    for step, (chosen, pixels) in enumerate(load_batches(task.train, order, seed, first), first):
+    device = model.backbone.device
+    waits = device.type == "cuda"  # for a number to be read; a processor has it
+    loaded: Iterable[tuple[torch.Tensor, torch.Tensor | None]] = load_batches(task.train, order, seed, first, device)
+    if not _reads_pixels(model, task):
+        loaded = ((chosen, None) for chosen in order)
+    for step, (chosen, pixels) in enumerate(loaded, first):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(step)
         model.train()
@@ -232,12 +236,17 @@ class _Steps:
         return means
 
 
+def _reads_pixels(model: AMMPL, task: Task) -> bool:
+    """Return whether steps read pixels: not where all they need of the images is kept."""
+    return task.augmented or (model.reads_patches and patch_tokens(model.backbone, task.train) is None)
+
+
 def _backward(
     training: TrainingConfig,
     model: AMMPL,
     task: Task,
     chosen: torch.Tensor,
-    pixels: torch.Tensor,
+    pixels: torch.Tensor | None,
     classes: Classes,
     step: int,
 ) -> Backward:
@@ -246,7 +255,11 @@ def _backward(
     patches_BNV = pooled_BD = None
     if model.reads_patches or (model.reads_pooled and task.augmented):
         kept_nNV = None if task.augmented else patch_tokens(backbone, task.train)
-        patches_BNV = patches(backbone, pixels) if kept_nNV is None else kept_nNV[chosen]
+        if kept_nNV is None:
+            assert pixels is not None
+            patches_BNV = patches(backbone, pixels)
+        else:
+            patches_BNV = kept_nNV[chosen]
     if model.reads_pooled and patches_BNV is not None and task.augmented:  # a crop is seen once
         with torch.no_grad():
             pooled_BD = backbone.image_features(patches_BNV)

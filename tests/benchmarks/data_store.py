@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +48,20 @@ def benchmark() -> Iterator[Record]:
     """Yield the three comparisons."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        paths = _photographs(folder / "pictures")
+        paths = photographs(folder / "pictures", [(500, 375)] * CLASSES * SHOTS)
         yield from _evaluation(folder, paths)
         yield from _training(folder, paths)
         yield from _memory(folder, paths)
 
 
-def _photographs(folder: Path) -> list[str]:
+def photographs(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """Write JPEG files of these (width, height), in folders by class; return their paths in it, sorted."""
     paths = []
-    for number in range(CLASSES * SHOTS):
+    for number, (width, height) in enumerate(sizes):
         stream = np.random.default_rng(number)
         coarse = Image.fromarray(stream.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        fine = stream.normal(0, 12, (375, 500, 1))
-        pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) + fine
+        fine = stream.normal(0, 12, (height, width, 1))
+        pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) + fine
         path = f"{number % CLASSES:02}/{number:04}.jpg"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / path, quality=90)

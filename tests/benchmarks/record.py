@@ -32,5 +32,5 @@ class Record:
         return self.ours / self.reference if self.reference else None
 
 
-Benchmark = Callable[[], Iterable[Record]]
+Benchmark = Callable[..., Iterable[Record]]
 """Yields its records as it goes."""

@@ -17,10 +17,12 @@ os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
 
 from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
 
-OF_A_STUDY = ("engine", "memory", "data_store", "trial_phases", "trial_switch")
+OF_A_STUDY = ("engine", "memory", "data_store", "pictures", "trial_phases", "trial_switch")
 OF_THE_MODEL = ("text_side", "image_side", "class_scope", "growth", "evaluation")
 MODULES = {name: f"tests.benchmarks.{name}" for name in OF_A_STUDY + OF_THE_MODEL}
 """Benchmark -> the module whose ``benchmark`` yields its records."""
+ON_A_DEVICE = ("pictures",)
+"""Those that ``--device`` is passed to."""
 
 
 def main() -> int:
@@ -28,6 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and records there")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help=f"of {', '.join(ON_A_DEVICE)} (default: a GPU's, if any)"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(MODULES):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(MODULES)}")
@@ -37,7 +42,7 @@ def main() -> int:
     records: list[Record] = []
     for name in arguments.names or MODULES:
         benchmark: Benchmark = import_module(MODULES[name]).benchmark
-        for record in benchmark():
+        for record in benchmark(arguments.device) if name in ON_A_DEVICE else benchmark():
             records.append(record)
             reference = "" if record.reference is None else f"{record.reference:.1f}"
             ratio = "" if record.ratio is None else f"{record.ratio:.2f}"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ammpl.config import TrialConfig
+from ammpl.data import decoded
 from ammpl.data.registry import open_dataset
 from ammpl.data.task import load_task
 from ammpl.model.ammpl import AMMPL
@@ -66,6 +67,7 @@ def forget() -> None:
     for cached in (load_backbone, load_task, open_dataset):
         cached.cache_clear()
     features.forget()
+    decoded.forget()
 
 
 def _phases(config: TrialConfig) -> dict[str, float]:

@@ -64,13 +64,22 @@ def test_a_crop_is_what_torchvision_makes_of_it(pictures):
     assert np.array_equal(split.images.augmented(5, crop), np.asarray(plain).transpose(2, 0, 1))
 
 
-def test_crops_follow_the_protocols_law():
-    """The same draws as torchvision's transform for one seed; half of them mirrored; inside the picture."""
-    crops = draw_crops([(40, 50)] * 2000, seed=3)
+def test_crops_are_the_draws_of_torchvisions_transform():
+    """Of pictures of all shapes, those in which hardly a box fits included."""
+    shapes = np.random.default_rng(0).integers(1, 900, (500, 2)).tolist()
+    sizes = [(height, width) for height, width in shapes] + [(300, 2000), (900, 20), (1, 1), (20, 15)]
+    crops = draw_crops(sizes, seed=3)
     torch.manual_seed(3)
-    image = torch.empty(1, 40, 50)
-    expected = RandomResizedCrop.get_params(image, CROP_AREA, CROP_ASPECT)
-    assert (crops[0].top, crops[0].left, crops[0].height, crops[0].width) == expected
+    for (height, width), crop in zip(sizes, crops, strict=True):
+        image = torch.empty(1, height, width, device="meta")
+        expected = RandomResizedCrop.get_params(image, CROP_AREA, CROP_ASPECT)
+        assert (crop.top, crop.left, crop.height, crop.width) == expected
+        assert crop.mirrored == (torch.rand(1).item() < 0.5)
+
+
+def test_crops_follow_the_protocols_law():
+    """Half of them mirrored; inside the picture."""
+    crops = draw_crops([(40, 50)] * 2000, seed=3)
     areas = [crop.height * crop.width / 2000 for crop in crops]
     assert min(areas) > 0.06 and max(areas) <= 1 and 0.4 < np.mean(areas) < 0.54
     assert all(0 <= crop.top <= 40 - crop.height and 0 <= crop.left <= 50 - crop.width for crop in crops)

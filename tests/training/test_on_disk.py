@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ammpl.config import resolve
+from ammpl.data import decoded
 from ammpl.data.home import DataHome
 from ammpl.data.registry import open_dataset
 from ammpl.data.task import load_task, load_test
@@ -55,6 +56,16 @@ def test_crops_change_what_is_learned(home, tmp_path):
         list(run.train(resolve("ammpl", VALUES | {"data.augmentation": augmentation}), tmp_path / augmentation, home))
     one, other = ((tmp_path / name / "learnables.safetensors").read_bytes() for name in ("crop_and_mirror", "none"))
     assert one != other
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_crops_are_made_there(home, tmp_path, monkeypatch):
+    made = []
+    views = decoded.resize_crops
+    monkeypatch.setattr(decoded, "resize_crops", lambda *args: made.append(views(*args)) or made[-1])
+    ((_, metrics),) = run.train(resolve("ammpl", VALUES), tmp_path, home)
+    assert np.isfinite(metrics["train/loss"])
+    assert len(made) >= VALUES["training.steps"] and all(pixels.is_cuda for pixels in made)
 
 
 def test_transfer_scores_every_target_among_its_own_names(home, tmp_path):

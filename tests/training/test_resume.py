@@ -109,6 +109,7 @@ def test_a_trial_that_dies_at_every_evaluation_ends_as_one_that_did_not(
 
 
 def test_pictures_before_the_checkpoint_are_not_decoded_again(home, small_vit, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "device", lambda: "cpu")  # on a GPU all pictures are decoded first, once a process
     config = resolve("ammpl", PHOTOS)
     die_after(3, config, tmp_path, home)
     decoded = []

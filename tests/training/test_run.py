@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from ammpl.config import BackboneConfig, resolve
 from ammpl.data import digits, registry
-from ammpl.data.dataset import Dataset, MemoryPictures
+from ammpl.data.dataset import Dataset, MemoryPictures, Split
 from ammpl.errors import UserError
 from ammpl.model.backbone import load_backbone
 from ammpl.training import run
@@ -47,6 +47,22 @@ def test_a_trial_is_a_pure_function_of_its_config(method, values, tmp_path):
     assert (tmp_path / "a/learnables.safetensors").read_bytes() == (tmp_path / "b/learnables.safetensors").read_bytes()
     other = config.with_values({"seeds.noise": 9})
     assert numbers(other, tmp_path / "c") != first
+
+
+def test_images_of_which_all_that_steps_need_is_kept_are_not_read_again(monkeypatch, tmp_path):
+    read = []
+    pixels = Split.pixels
+
+    def counted(split, *chosen):
+        read.append(len(split))
+        return pixels(split, *chosen)
+
+    monkeypatch.setattr(Split, "pixels", counted)
+    for method, values in {"coop": SMALL, "ammpl": TASK}.items():
+        numbers(resolve(method, values), tmp_path / method)  # keeps tokens and features
+        read.clear()
+        numbers(resolve(method, {**values, "seeds.init": 7}), tmp_path / f"{method}-again")
+        assert 20 not in read  # training images; there are 40 of validation
 
 
 def test_training_leaves_the_backbone_as_it_was(tmp_path):
