@@ -388,7 +388,7 @@ def test_whatever_its_members_are_called_an_archive_writes_below_its_target(part
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         archive = top / ("a.zip" if makes is zipped else "a.tar")
-        archive.write_bytes(makes({"/".join(parts): b"x", f".//{folder}/evil": b"y"}))
+        archive.write_bytes(makes({"/".join(parts) or ".": b"x", f".//{folder}/evil": b"y"}))
         try:
             unpack(archive, top / "in" / "target")
         except (UserError, OSError):  # refused, or no name of a file
