@@ -12,6 +12,14 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # small matrices on many threads of few cores are ten times slower
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Notes on the studies of tests are not kept with the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store to copy: MLflow takes seconds to create one."""
