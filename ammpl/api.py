@@ -293,13 +293,20 @@ class Study:
 
     # -- views --
 
-    def report(self, *others: Study | str | Path, output: str | Path | None = None, tracking: bool = True) -> Report:
+    def report(
+        self,
+        *others: Study | str | Path,
+        output: str | Path | None = None,
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+    ) -> Report:
         """Write the report, a page with its tables and figures, and log it to the study's run in MLflow.
 
         Args:
             others: studies that are reported together with this one.
             output: its folder; None takes ``report`` in the study's.
             tracking: whether MLflow gets it, where it has the study.
+            tracking_uri: MLflow's; None takes the study's own, if you have given it to the study on this machine.
 
         Raises:
             UserError: a study cannot be read, or the report cannot be written.
@@ -310,7 +317,7 @@ class Study:
 
         folders = [self.folder, *(_folder(other) for other in others)]
         written = write_report(folders, None if output is None else Path(output))
-        not_logged = log_report(self.folder, written) if tracking else "left alone"
+        not_logged = log_report(self.folder, written, tracking_uri) if tracking else "left alone"
         return Report(written / PAGE, not_logged, update(self.folder))
 
     def compare(self, other: Study | str | Path) -> list[Table]:
@@ -386,16 +393,17 @@ def _to_its_end(work: Callable[[], StudySummary | None], surroundings: Surroundi
         return None
     study = Study(summary.folder, summary)
     if surroundings.get("report", True) and not (summary.interrupted or summary.errors):
-        study.said = _reported(study, surroundings.get("tracking", True) and not summary.problems)
+        tracking = surroundings.get("tracking", True) and not summary.problems
+        study.said = _reported(study, tracking, surroundings.get("tracking_uri"))
     if url is not None and (problem := notify.post(url, notify.message(summary))) is not None:
         study.said += (f"warning: {without_path(url)} was not told of the end ({problem})",)
     return study
 
 
-def _reported(study: Study, tracking: bool) -> tuple[str, ...]:
+def _reported(study: Study, tracking: bool, tracking_uri: str | None) -> tuple[str, ...]:
     """Write the report; return what became of it."""
     try:
-        report = study.report(tracking=tracking)
+        report = study.report(tracking=tracking, tracking_uri=tracking_uri)
     except Exception as error:  # a report is a view: it never changes how a study ended
         return (f"warning: no report ({' '.join(str(error).split())[:200]})",)
     missing = tracking and report.not_logged is not None

@@ -31,6 +31,8 @@ class Command:
     def parser(self, name: str = "") -> argparse.ArgumentParser:
         """Return the command's parser; without a name that of ``tune.py`` alone."""
         formatter = argparse.RawDescriptionHelpFormatter
-        parser = argparse.ArgumentParser(prog=f"tune.py {name}".rstrip(), formatter_class=formatter, add_help=False)
+        parser = argparse.ArgumentParser(
+            prog=f"tune.py {name}".rstrip(), formatter_class=formatter, add_help=False, allow_abbrev=False
+        )
         self.describe(parser)
         return parser

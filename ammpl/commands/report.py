@@ -16,8 +16,8 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.description = """\
 Make a report of one study, or of several together: report.html, a page that
 needs nothing else, its tables as CSV, Markdown and LaTeX, its figures as SVG
-and PNG. A report of the same study is replaced. Where the study was tracked in
-MLflow, the report becomes an artifact of its run."""
+and PNG. A report of the same study is replaced. Where you tracked the study in
+MLflow from this machine, the report becomes an artifact of its run."""
     parser.epilog = """\
 examples:
   python tune.py report studies/default-20260101-120000
@@ -35,6 +35,9 @@ exit codes: 0 written, 2 something to mend (no study, disk)"""
     results.add_argument(
         "--output", type=Path, metavar="DIR", help="its folder (default: report in the first study's folder)"
     )
+    results.add_argument(
+        "--tracking-uri", metavar="URI", help="log it there, in the study's run (default: the study's, if you gave it)"
+    )
     results.add_argument("--no-tracking", action="store_true", help="leave MLflow alone (default: log the report)")
     add_help(parser.add_argument_group("other"))
 
@@ -42,7 +45,10 @@ exit codes: 0 written, 2 something to mend (no study, disk)"""
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py report``."""
     first, *others = arguments.studies
-    report = ammpl.study.open(first).report(*others, output=arguments.output, tracking=not arguments.no_tracking)
+    tracking = not arguments.no_tracking
+    report = ammpl.study.open(first).report(
+        *others, output=arguments.output, tracking=tracking, tracking_uri=arguments.tracking_uri
+    )
     print(f"report: {report.page}; its tables and figures are beside it")
     if not arguments.no_tracking:
         logged = f"not logged ({report.not_logged})" if report.not_logged else "artifact 'report' of the study's run"

@@ -40,6 +40,12 @@ def add_surroundings(parser: argparse.ArgumentParser, new: bool = True) -> None:
         metavar="URL",
         help="e.g. postgresql://me@host/db (default: " + ("in the folder)" if new else "where the study began)"),
     )
+    if not new:
+        results.add_argument(
+            "--trust-addresses",
+            action="store_true",
+            help="use those in the folder (default: if you gave them)",
+        )
     results.add_argument("--no-report", action="store_true", help="write no report at the end (default: write it)")
     results.add_argument("--notify", metavar="URL", help="is told of the end by POST, e.g. https://10.0.0.1/hook")
     results.add_argument("--quiet", action="store_true", help="show the result only (default: the trials too)")
@@ -87,6 +93,7 @@ def surroundings_of(arguments: argparse.Namespace) -> Surroundings:
         "ray_address": arguments.ray_address,
         "tracking_uri": arguments.tracking_uri,
         "optuna_storage": arguments.optuna_storage,
+        "trust_addresses": getattr(arguments, "trust_addresses", False),
         "data_root": arguments.data_root,
         "store": arguments.store,
         "report": not arguments.no_report,

@@ -20,7 +20,9 @@ log = logging.getLogger("ammpl.pretrain")
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     defaults = TrainSettings()
-    parser = argparse.ArgumentParser(prog="python -m ammpl.pretrain", description="Pretrain the embedded tiny CLIP.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ammpl.pretrain", description="Pretrain the embedded tiny CLIP.", allow_abbrev=False
+    )
     parser.add_argument("--fonts", nargs="+", type=Path, required=True, help="directories searched for font files")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, config, vocabulary and record")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimiser steps (%(default)s)")

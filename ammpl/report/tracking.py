@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from ammpl.errors import UserError
 from ammpl.study.addresses import without_password
-from ammpl.study.views.tracking import remembered_uri
+from ammpl.study.views.tracking import own_uri, remembered_run
 
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
-def log_report(study: Path, report: Path) -> str | None:
+def log_report(study: Path, report: Path, tracking_uri: str | None = None) -> str | None:
     """Log a report's folder to the parent run of the study, as its artifact ``report``; return why it is not there.
 
     A store that is away costs the artifact, not the report.
+
+    Args:
+        study: its folder, which may be somebody else's: a store that it names is used where it is this user's own.
+        report: its folder.
+        tracking_uri: of the store; None takes the study's, where this user has given it to the study.
     """
-    if not (study / "mlflow.json").is_file():
+    if (run_id := remembered_run(study)) is None:
         return "the study was not tracked there"
-    uri = remembered_uri(study)
+    try:
+        uri = tracking_uri or own_uri(study)
+    except UserError as error:
+        return str(error)
     if uri is None:
-        return "the address of the study's store is not known in full"
+        return "you have not given this study its address on this machine; --tracking-uri URI logs it there"
     shown = without_password(uri)
     if (file := _sqlite_file(uri)) is not None and not file.is_file():
         return f"{shown} is not there; run the command where the study ran"
-    for name, value in _PATIENCE.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient  # seconds of import, of this step only
 
     try:
-        run_id = json.loads((study / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
         MlflowClient(uri).log_artifacts(run_id, str(report), "report")
     except Exception as error:  # whatever a store, a plugin or the network raises
         return f"{shown}: {' '.join(str(error).split())[:200]}"

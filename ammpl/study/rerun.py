@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ammpl.errors import UserError, did_you_mean
+from ammpl.study.plan.replay import check_study
 from ammpl.study.record.event_log import FILE, read_history, space_file
 from ammpl.study.result.statistics import estimate
 from ammpl.study.space.ablation_space import AblationSpace
@@ -118,12 +119,7 @@ def finished_versions(folder: Path) -> list[StudySpace]:
         UserError: the folder is not a study's, the study was interrupted, or its space cannot be read; or it was
             extended before it had ended, at a point where no other study can be stopped.
     """
-    if not folder.is_dir():
-        raise UserError(str(folder), "is not a folder", fix="name the folder of a finished study")
-    if not (folder / "study.yaml").is_file():
-        raise UserError(
-            str(folder), "is not the folder of a study: it has no study.yaml", fix="name one below studies/"
-        )
+    check_study(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

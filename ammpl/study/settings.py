@@ -69,6 +69,8 @@ class Surroundings(TypedDict, total=False):
         tracking_uri: MLflow's; None takes where the study began, else MLFLOW_TRACKING_URI, else ``mlflow.db`` here.
         optuna_storage: an SQL database that has the search for Optuna's tools while it runs; None takes where the
             study began, else a file in its folder.
+        trust_addresses: of a study that goes on: whether the addresses that its folder names are used although you
+            have not given them to it on this machine.
         data_root: has the data sets; None takes AMMPL_DATA_ROOT, else ``data``.
         store: gets prepared files; None takes AMMPL_STORE, else the user's cache folder.
         report: whether the report is written at the end, and logged to the study's run in MLflow.
@@ -83,6 +85,7 @@ class Surroundings(TypedDict, total=False):
     tracking: bool
     tracking_uri: str | None
     optuna_storage: str | None
+    trust_addresses: bool
     data_root: str | Path | None
     store: str | Path | None
     report: bool
@@ -192,6 +195,7 @@ def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Option
     return Options(
         output=output,
         copy_at=address,
+        trust_addresses=surroundings.get("trust_addresses", False),
         concurrency=concurrency,
         gpus_per_trial=gpus,
         ray_address=surroundings.get("ray_address"),

@@ -18,7 +18,7 @@ from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.budget import duration_text
 from ammpl.study.space.space_file import read_space
 from ammpl.study.trial import State
-from ammpl.study.views.remote import brought_here, remembered_address, run_by
+from ammpl.study.views.remote import brought_here, own_address, run_by
 
 WATCH_SECONDS = 2.0
 
@@ -74,7 +74,7 @@ def watch(folder: Path, seconds: float = WATCH_SECONDS) -> Iterator[list[str]]:
 
 def _runs_elsewhere(folder: Path) -> bool:
     """Return whether another machine runs the study, having fetched how far it is."""
-    address = remembered_address(folder)
+    address = own_address(folder)
     runs = address is not None and run_by(address) is not None
     if address is not None:
         with contextlib.suppress(UserError):  # it cannot be reached now, or the folder here is as it is
@@ -89,7 +89,7 @@ def _condition(folder: Path, history: History) -> str:
         return "is running" + (f" (process {session['pid']} on {session['host']})" if session else "") + asked
     if history.has_ended:
         return "has ended"
-    if (address := remembered_address(folder)) and (owner := run_by(address)):
+    if (address := own_address(folder)) and (owner := run_by(address)):
         return f"is being run by {owner}; this is how far its copy was at {address}"
     return f"is not running and has not ended; it goes on with: python tune.py resume {folder}"
 

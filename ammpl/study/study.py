@@ -61,6 +61,7 @@ class Options:
         tracking_uri: None takes MLflow's own default.
         optuna_storage: where Optuna's tools find the search; None is ``optuna.sqlite3`` in the study folder.
         copy_at: an address of an object store that gets a copy of a new study's folder.
+        trust_addresses: use those that the folder of a study names, also where this user has not given them to it.
         quiet: no view while it runs.
         home: where data lie; None takes the environment's.
     """
@@ -73,13 +74,14 @@ class Options:
     tracking_uri: str | None = None
     optuna_storage: str | None = None
     copy_at: str | None = None
+    trust_addresses: bool = False
     quiet: bool = False
     home: DataHome | None = None
 
     @property
     def stores(self) -> Stores:
         """Where else than in the study folder the results go."""
-        return Stores(self.tracking, self.tracking_uri, self.optuna_storage, self.copy_at)
+        return Stores(self.tracking, self.tracking_uri, self.optuna_storage, self.copy_at, self.trust_addresses)
 
 
 def run_study(

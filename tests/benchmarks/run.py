@@ -27,7 +27,7 @@ ON_A_DEVICE = ("pictures",)
 
 def main() -> int:
     """Run, print a line a record, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and records there")
     parser.add_argument(

@@ -33,7 +33,9 @@ def repeated(folder: Path) -> tuple[int, int]:
 
 def main() -> int:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=50, help="how many kills (default: 50)")
     parser.add_argument("--trials", type=int, default=30, help="of the study's search (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the points (default: 0)")

@@ -169,7 +169,9 @@ def run(what: str, seconds: float | None = None, trials: int = 6) -> dict[str, A
 
 def main() -> int:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--removals", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--freezes", type=int, default=2, help="how many, until the trial ended (default: 2)")
     parser.add_argument("--short-freezes", type=int, default=1, help="how many, of ten seconds (default: 1)")

@@ -124,7 +124,9 @@ def killed_driver(folder: Path, server: Server, trials: int, seconds: float) -> 
 
 def main() -> int:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60, help="how long the server is away (default: 60)")
     parser.add_argument("--trials", type=int, default=200, help="of a second each, two at a time (default: 200)")
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ammpl.errors import UserError
+from ammpl.study.record.own_addresses import remember
 from ammpl.study.views.ui import UserInterface
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,7 @@ def study(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> P
     (folder / "study.yaml").write_text("version: 1\n")
     link = {"tracking_uri": sqlite_uri, "experiment_id": experiment, "run_id": run.info.run_id}
     (folder / "mlflow.json").write_text(json.dumps(link))
+    remember(folder, {"mlflow.json": sqlite_uri})
     return folder
 
 
@@ -65,6 +67,9 @@ def test_the_ui_opens_at_the_studys_page_and_ends_with_its_process(study: Path, 
 def test_a_server_has_its_ui_already(study: Path) -> None:
     link = json.loads((study / "mlflow.json").read_text())
     (study / "mlflow.json").write_text(json.dumps(link | {"tracking_uri": "http://10.0.0.1:5000"}))
+    with pytest.raises(UserError, match=r"mlflow\.json: names an address that you have not given .*Fix: name it your"):
+        UserInterface(study)
+    remember(study, {"mlflow.json": "http://10.0.0.1:5000"})
     with UserInterface(study) as interface:
         expected = f"http://10.0.0.1:5000/#/experiments/{link['experiment_id']}/runs/{link['run_id']}"
         assert interface.address == f"{expected}?workflowType=machine_learning"
@@ -84,6 +89,7 @@ def test_what_cannot_be_opened_is_said(study: Path, tmp_path: Path) -> None:
     refused("is not a folder", tmp_path / "nothing")
     link = json.loads((study / "mlflow.json").read_text())
     (study / "mlflow.json").write_text(json.dumps(link | {"tracking_uri": "postgresql://me:***@host/db"}))
+    remember(study, {"mlflow.json": "postgresql://me:***@host/db"})
     refused("--tracking-uri: the study's store has a password, which is not kept", study)
     (study / "mlflow.json").unlink()
     refused("is not in MLflow: it has no mlflow.json", study)

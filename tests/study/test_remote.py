@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ammpl.errors import UserError
 from ammpl.study.addresses import is_remote
 from ammpl.study.record.event_log import FILE
+from ammpl.study.record.own_addresses import remember
 from ammpl.study.status import status, watch
 from ammpl.study.views import remote as module
 from ammpl.study.views.mirror import Mirror, copying, known, update
@@ -32,6 +33,7 @@ def study(folder: Path, address: str = "", events: int = 1) -> Path:
     (folder / FILE).write_text(event("session") * events)
     if address:
         (folder / LINK).write_text(json.dumps({"address": address}))
+        remember(folder, {LINK: address})  # this user's own
     return folder
 
 

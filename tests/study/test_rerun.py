@@ -241,7 +241,7 @@ def test_folders_that_cannot_be_rerun(tmp_path: Path, capsys: pytest.CaptureFixt
         assert captured.err.startswith("error: ")
         assert captured.out == ""
 
-    refused(tmp_path / "missing", "missing: is not a folder. Fix: name the folder of a finished study")
+    refused(tmp_path / "missing", "missing: is not a folder. Fix: name the folder of a study")
     refused(tmp_path, "is not the folder of a study: it has no study.yaml")
     study = _study(tmp_path / "a")
     (study / "trials" / "trials.parquet").write_bytes(b"PAR1")

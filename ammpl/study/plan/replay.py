@@ -9,6 +9,7 @@ from typing import Literal
 from ammpl.errors import UserError
 from ammpl.study.plan.ablation_plan import StudyPlan
 from ammpl.study.record.event_log import FILE, EventLog, History, space_file, study_sha256
+from ammpl.study.record.folder import check_links
 from ammpl.study.space.space_file import StudySpace, read_space
 from ammpl.study.trial import State
 
@@ -16,7 +17,7 @@ _TOLD: dict[str, Literal[State.FAILED, State.LOST]] = {"FAILED": State.FAILED, "
 
 
 def check_study(folder: Path) -> None:
-    """Raise UserError unless a folder is a study's."""
+    """Raise UserError unless a folder is a study's, and nothing in it leads out of it."""
     if not folder.is_dir():
         raise UserError(str(folder), "is not a folder", fix="name the folder of a study")
     path = folder / "study.yaml"
@@ -27,6 +28,7 @@ def check_study(folder: Path) -> None:
     if not path.stat().st_size:
         fix = f"remove the folder and run the space file again with --output {folder}"
         raise UserError(str(folder), "has a study that died before its begin", fix=fix)
+    check_links(folder)
 
 
 def read_present_space(folder: Path, history: History) -> StudySpace:

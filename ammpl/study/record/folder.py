@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import os
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +31,10 @@ def locked(folder: Path) -> Iterator[None]:
     The operating system holds the lock for this process and drops it with the process, however that ends.
 
     Raises:
-        UserError: another process has it, or the folder cannot be written to.
+        UserError: another process has it, the folder cannot be written to, or what is written would change a file
+            outside it.
     """
+    check_links(folder, writes=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -51,16 +57,53 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a driver runs the study; False where that cannot be known."""
-    if not (folder / ".lock").exists():
+    """Return whether a driver runs the study; False where that cannot be known. Nothing is written."""
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # there is none, or it is somebody else's folder
         return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # somebody else's folder
-        return False
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:  # a lock file of a file system without locks: its content says who has it
+            return os.fstat(lock).st_size > 0
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(lock)
+    return False
+
+
+def check_links(folder: Path, writes: bool = False) -> None:
+    """Raise UserError where a study's folder leads out of itself: what is done to it could be done to other files.
+
+    Args:
+        folder: the study's; it may itself be a link, which is the user's own.
+        writes: whether files in it are written to: then none may have another name outside (a hard link).
+    """
+    inside = Path(os.path.realpath(folder))
+    names: Counter[tuple[int, int, int]] = Counter()
+    linked: dict[tuple[int, int, int], Path] = {}
+    for root, folders, files in os.walk(inside):
+        for path in (Path(root, name) for name in (*folders, *files)):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # a running study's draft, which has its name by now
+                continue
+            if stat.S_ISLNK(status.st_mode):
+                if not (target := Path(os.path.realpath(path))).is_relative_to(inside):
+                    fix = "put the file itself in its place, or remove it"
+                    raise UserError(str(path), "is a link that leads out of the study", got=str(target), fix=fix)
+            elif stat.S_ISREG(status.st_mode):
+                if writes and status.st_nlink > 1:
+                    file = (status.st_dev, status.st_ino, status.st_nlink)
+                    names[file] += 1
+                    linked[file] = path
+            elif not stat.S_ISDIR(status.st_mode):
+                raise UserError(str(path), "is neither a file nor a folder", fix="remove it")
+    for file, path in linked.items():
+        if names[file] < file[2]:
+            rule = "has another name outside the study (a hard link), where it would be changed too"
+            raise UserError(str(path), rule, fix=f"copy the folder, cp -r {folder} COPY, and use the copy")
 
 
 def request_stop(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ammpl.errors import UserError
+from ammpl.study.record.folder import check_links
 from ammpl.study.views.mlflow_model import WINNER
 from ammpl.study.views.mlflow_process import DEFAULT_URI
 
@@ -35,6 +36,7 @@ def learnables_of(source: str | Path, tracking_uri: str | None = None) -> Path:
         fix = "name a study's folder, a trial's, a file of learnables, or the identifier of an MLflow run"
         raise UserError(str(source), "is neither a file, a folder nor a run", fix=fix)
     if (path / "study.yaml").is_file():
+        check_links(path)
         path = _winner(path)
     if not (path / FILE).is_file():
         raise UserError(str(path), f"has no {FILE}: the trial did not complete, or its method learns nothing")

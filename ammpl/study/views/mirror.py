@@ -32,6 +32,7 @@ from ammpl.study.views.remote import (
     UnreachableError,
     answer,
     line,
+    own_address,
     owner_of,
     remembered_address,
     remote_at,
@@ -59,6 +60,7 @@ class Mirror:
             lacks. None for one that begins now: nothing may be there, and it must be possible to write there.
 
     Attributes:
+        address: of the copy.
         warnings: after :meth:`close`, what the copy lacks and why; empty when it has everything.
 
     Raises:
@@ -68,7 +70,7 @@ class Mirror:
 
     def __init__(self, address: str, folder: Path | None = None):
         self.warnings: tuple[str, ...] = ()
-        self._address = address
+        self.address = address
         self._remote: Remote | None = None  # once it has answered
         self._lease = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._is_owner = False
@@ -86,7 +88,7 @@ class Mirror:
         """Begin to copy a folder."""
         self._folder = folder
         if remembered_address(folder) is None:
-            write_text(folder / LINK, json.dumps({"address": self._address}, indent=2) + "\n")
+            write_text(folder / LINK, json.dumps({"address": self.address}, indent=2) + "\n")
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
 
@@ -105,19 +107,19 @@ class Mirror:
             self._problem = f"no answer within {seconds:g} s"
         if self._problem is not None:
             fix = f"python tune.py resume {self._folder}"
-            self.warnings = (f"{self._address} lacks the end of the study ({self._problem}). Fix: {fix}",)
+            self.warnings = (f"{self.address} lacks the end of the study ({self._problem}). Fix: {fix}",)
 
     def _take(self, folder: Path | None) -> None:
-        remote = Remote(self._address)
+        remote = Remote(self.address)
         if folder is None and remote.read("study.yaml") is not None:
-            fix = f"go on with it: python tune.py resume {self._address}; or name another"
-            raise UserError("--output", "has a study, and none is ever overwritten", got=self._address, fix=fix)
+            fix = f"go on with it: python tune.py resume {self.address}; or name another"
+            raise UserError("--output", "has a study, and none is ever overwritten", got=self.address, fix=fix)
         if (owner := owner_of(remote)) is not None:
-            fix = f"wait for it ({LEASE_SECONDS:g} s if it has died), or stop it: python tune.py stop {self._address}"
-            raise UserError(self._address, f"is being run by {owner}", fix=fix)
+            fix = f"wait for it ({LEASE_SECONDS:g} s if it has died), or stop it: python tune.py stop {self.address}"
+            raise UserError(self.address, f"is being run by {owner}", fix=fix)
         if folder is not None and is_ahead(remote, folder):
-            fix = f"python tune.py resume {self._address}"
-            raise UserError(self._address, f"has what {folder} lacks: {_AHEAD}", fix=fix)
+            fix = f"python tune.py resume {self.address}"
+            raise UserError(self.address, f"has what {folder} lacks: {_AHEAD}", fix=fix)
         self._beat(remote)
         self._remote = remote
 
@@ -146,7 +148,7 @@ class Mirror:
     def _copy(self, ended: bool) -> None:
         folder = self._folder
         try:
-            remote = self._remote = self._remote or Remote(self._address)
+            remote = self._remote = self._remote or Remote(self.address)
             self._beat(remote)
             if self._copied is None and is_ahead(remote, folder):  # it was away when the study went on
                 remote.delete(LEASE)
@@ -250,8 +252,11 @@ def _files(folder: Path, ended: bool) -> Iterator[tuple[str, Stamp]]:
 
 
 def update(folder: Path) -> str | None:
-    """Copy what was written after a study's end, as its report; return why it could not be, None if it was."""
-    address = remembered_address(folder)
+    """Copy what was written after a study's end, as its report; return why it could not be, None if it was.
+
+    Only to an address that this user has given to the study on this machine.
+    """
+    address = own_address(folder)
     if address is None or is_locked(folder):
         return None
     try:

@@ -16,6 +16,7 @@ from ammpl.errors import UserError
 from ammpl.study.addresses import without_password
 from ammpl.study.plan.optuna_search import OptunaSearch
 from ammpl.study.record.event_log import FILE
+from ammpl.study.record.own_addresses import check_own
 from ammpl.study.trial import Outcome, Trial
 from ammpl.study.views.writer_process import WriterProcess
 
@@ -152,13 +153,19 @@ def unusable(shown: str, reason: str) -> UserError:
     return UserError(FLAG, f"the Optuna storage cannot be used ({reason})", got=shown, fix=fix)
 
 
-def remembered_storage(folder: Path) -> str | None:
+def remembered_storage(folder: Path, trusted: bool | None = None) -> str | None:
     """Return the address of the storage that a study was begun with; None where it is the folder's own file.
 
+    Args:
+        folder: the study's.
+        trusted: whether the user has said that the folder's addresses are to be used; None where that cannot be said.
+
     Raises:
-        UserError: it has a password, which is not kept.
+        UserError: the user has not given it to this study; or it has a password, which is not kept.
     """
     url = _remembered(folder)
+    if url is not None:
+        check_own(folder, LINK, url, f"name it yourself with {FLAG}", trusted)
     if url is not None and ":***@" in url:
         fix = "give it again, with the password"
         raise UserError(FLAG, "the study's storage has a password, which is not kept", got=url, fix=fix)

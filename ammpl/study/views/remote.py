@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from ammpl.study.addresses import is_remote
 from ammpl.study.reachable import SECONDS
 from ammpl.study.record.event_log import FILE, read_history
 from ammpl.study.record.folder import STOP, is_locked
+from ammpl.study.record.own_addresses import is_own, remember
 
 LINK = "remote.json"
 """In the study folder: at which address its copy is."""
@@ -139,6 +141,12 @@ def remembered_address(folder: Path) -> str | None:
         return None
 
 
+def own_address(folder: Path) -> str | None:
+    """Return where a study's copy is, None if it has none, or this user has not given the address on this machine."""
+    address = remembered_address(folder)
+    return address if address is not None and is_own(folder, LINK, address) else None
+
+
 def brought_here(study: str | Path) -> Path:
     """Return a study's folder; one at an address is fetched, unless the folder here is as far or is being run.
 
@@ -162,6 +170,7 @@ def brought_here(study: str | Path) -> Path:
         log = folder / FILE
         ours = log.read_bytes()[: read_history(log).size] if log.exists() else b""
         if ours.startswith(theirs):
+            remember(folder, {LINK: address})
             return folder
         if not theirs.startswith(ours):
             rule = f"has gone on without its copy at {address}, and that without it"
@@ -170,6 +179,7 @@ def brought_here(study: str | Path) -> Path:
         _fetch(remote, theirs, folder)
     except OSError as error:
         raise UserError(address, f"cannot be fetched to {folder} ({line(error)})") from None
+    remember(folder, {LINK: address})
     return folder
 
 
@@ -181,7 +191,7 @@ def _fetch(remote: Remote, log: bytes, folder: Path) -> None:
         data = log if name == FILE else remote.read(name)
         if data is None or Path(name).name.startswith("."):  # it has gone meanwhile; the lease is not the study's
             continue
-        if ".." in Path(name).parts:
+        if ".." in Path(name).parts or Path(name).is_absolute():
             raise UserError(remote.address, "has a file whose path leads out of the study", got=name)
         path = draft / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,27 +220,42 @@ def ask_to_stop(address: str) -> str:
 
 
 def run_by(address: str) -> str | None:
-    """Return who else runs the study at an address, None for nobody, or if it cannot be reached."""
+    """Return who else runs the study at an address, None for nobody, or if it cannot be reached. It is only read."""
     try:
         remote = remote_at(address)
-        return answer(address, lambda: owner_of(remote))
+        return answer(address, lambda: owner_of(remote, writes=False))
     except UserError:
         return None
 
 
-def owner_of(remote: Remote) -> str | None:
-    """Return who else runs a study and has been heard of, as far as the store knows; None for nobody."""
+def owner_of(remote: Remote, writes: bool = True) -> str | None:
+    """Return who else runs a study and has been heard of, as far as the store knows; None for nobody.
+
+    Args:
+        remote: the copy.
+        writes: a file, which tells the store's own time; else this machine's is taken for it.
+
+    Raises:
+        ValueError: what is there is no lease.
+    """
     data, beat = remote.read(LEASE), remote.time(LEASE)
     if data is None or beat is None:
         return None
-    lease = json.loads(data)
-    if lease["host"] == socket.gethostname() and (lease["pid"] == os.getpid() or not _is_alive(lease["pid"])):
+    try:
+        lease = json.loads(data)
+        host, pid = str(lease["host"]), int(lease["pid"])
+        is_gone = host == socket.gethostname() and (pid == os.getpid() or not _is_alive(pid))
+    except (LookupError, TypeError, OverflowError):
+        raise ValueError(f"{LEASE} is damaged") from None
+    if is_gone:
         return None  # this driver's, from before; it has the folder's lock
-    probe = f".{uuid.uuid4().hex}"  # tells the store's own time
-    remote.write(probe, b"")
-    now = remote.time(probe) or 0.0
-    remote.delete(probe)
-    return f"process {lease['pid']} on {lease['host']}" if now - beat < LEASE_SECONDS else None
+    now = time.time()
+    if writes:
+        probe = f".{uuid.uuid4().hex}"
+        remote.write(probe, b"")
+        now = remote.time(probe) or 0.0
+        remote.delete(probe)
+    return f"process {pid} on {host}" if now - beat < LEASE_SECONDS else None
 
 
 def _is_alive(pid: int) -> bool:

@@ -16,6 +16,7 @@ from ammpl.study.plan.ablation_plan import StudyPlan
 from ammpl.study.plan.search_plan import Plan
 from ammpl.study.reachable import store_problem
 from ammpl.study.record.folder import write_text
+from ammpl.study.record.own_addresses import check_own, remember
 from ammpl.study.result.labels import symbols_text
 from ammpl.study.result.summary import StudySummary, Summary
 from ammpl.study.space.ablation_space import AblationSpace
@@ -26,8 +27,11 @@ from ammpl.study.views.learned import learnables_of
 from ammpl.study.views.mirror import Mirror
 from ammpl.study.views.mlflow_process import MLflowProcess
 from ammpl.study.views.optuna_copy import FLAG, OptunaCopy, remembered_storage
+from ammpl.study.views.optuna_copy import LINK as OPTUNA_LINK
 from ammpl.study.views.optuna_copy import unusable as unusable_storage
+from ammpl.study.views.remote import LINK as COPY_LINK
 from ammpl.study.views.remote import remembered_address
+from ammpl.study.views.tracking import LINK as MLFLOW_LINK
 from ammpl.study.views.tracking import MLflowTracker, has_study, remembered_uri, unusable
 from ammpl.study.views.writer_process import WriterProcess
 
@@ -44,12 +48,15 @@ class Stores:
         tracking_uri: None takes MLflow's own default.
         optuna_storage: SQLAlchemy's URL; None is ``optuna.sqlite3`` in the study folder.
         copy_at: an address that gets a copy of the study folder; None is none.
+        trusted: whether the addresses that the folder of a study names are used although the user has not given them
+            to it on this machine.
     """
 
     tracking: bool = True
     tracking_uri: str | None = None
     optuna_storage: str | None = None
     copy_at: str | None = None
+    trusted: bool = False
 
 
 class Views:
@@ -97,6 +104,7 @@ class Views:
             UserError: a store cannot be used; not where it has been used, and may be away for a while.
         """
         opened: list[Observer] = []
+        remember(folder, self._addresses())
         if self._optuna is not None and isinstance(plan, Plan):
             self._copy = OptunaCopy(plan.searches, folder, self._optuna_url, self._optuna)
             self._copy.check()
@@ -108,6 +116,15 @@ class Views:
         if self._mirror is not None:
             self._mirror.open(folder)
         return opened
+
+    def _addresses(self) -> dict[str, str]:
+        """Return the addresses in use, as the study's folder names them."""
+        addresses = {} if self._mlflow is None else {MLFLOW_LINK: without_password(self._mlflow.uri)}
+        if self._optuna_url is not None:
+            addresses[OPTUNA_LINK] = without_password(self._optuna_url)
+        if self._mirror is not None:
+            addresses[COPY_LINK] = self._mirror.address
+        return addresses
 
     def _track(
         self,
@@ -213,12 +230,14 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
         folder: of a study that goes on, in the stores that it began in unless others are named.
 
     Raises:
-        UserError: no server answers at the address of a store that is new to the study; or the study's copy is another
-            driver's, or cannot be begun.
+        UserError: no server answers at the address of a store that is new to the study; the study's copy is another
+            driver's, or cannot be begun; or the user has not given the address that the folder names.
     """
     with contextlib.ExitStack() as processes:
         mlflow = optuna = mirror = None
         if (address := remembered_address(folder) if folder else stores.copy_at) is not None:
+            if folder is not None:
+                check_own(folder, COPY_LINK, address, f"name it yourself: tune.py resume {address}", stores.trusted)
             mirror = Mirror(address, folder)
             processes.callback(mirror.close)
         url = stores.optuna_storage
@@ -227,13 +246,13 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
                 raise UserError(FLAG, "belongs to a search, and an ablation is none", got=without_password(url))
         else:
             if url is None and folder is not None:
-                url = remembered_storage(folder)
+                url = remembered_storage(folder, stores.trusted)
             elif url is not None and (problem := store_problem(url)):
                 raise unusable_storage(without_password(url), problem)
             optuna = WriterProcess("ammpl.study.views.optuna_writer", {"OMP_NUM_THREADS": "1"})
             processes.callback(optuna.end)
         if stores.tracking:
-            mlflow = MLflowProcess(stores.tracking_uri or (remembered_uri(folder) if folder else None))
+            mlflow = MLflowProcess(stores.tracking_uri or (remembered_uri(folder, stores.trusted) if folder else None))
             processes.callback(mlflow.end)
             known = folder is not None and has_study(mlflow.uri, folder)
             if not known and (problem := store_problem(mlflow.uri)):

@@ -13,6 +13,7 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -23,9 +24,13 @@ from typing import Any
 from ammpl.config import Scalar
 from ammpl.errors import UserError
 from ammpl.study.addresses import without_password
+from ammpl.study.record.own_addresses import check_own, is_own
 from ammpl.study.result.labels import run_name
 from ammpl.study.trial import Outcome, State, Trial
 from ammpl.study.views.mlflow_process import DEFAULT_URI, MLflowProcess
+
+LINK = "mlflow.json"
+"""In the study folder: which run of which store it is."""
 
 _STATUS = {
     State.COMPLETE: "FINISHED",
@@ -281,16 +286,44 @@ def unusable(process: MLflowProcess, reason: str) -> UserError:
     )
 
 
-def remembered_uri(folder: Path) -> str | None:
-    """Return the address of the store that a study began in; None where it is not known, or the environment has it.
+def remembered_uri(folder: Path, trusted: bool | None = None) -> str | None:
+    """Return the address of the store that a study began in; None where the one of this user's surroundings is to do.
+
+    That is so where the folder names none, or the same.
+
+    Args:
+        folder: the study's.
+        trusted: whether the user has said that the folder's addresses are to be used; None where that cannot be said.
+
+    Raises:
+        UserError: the user has not given it to this study; or it has a password, which is not kept.
+    """
+    uri = _remembered(folder).get("tracking_uri")
+    given = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    if uri is None or without_password(given) == uri:
+        return None
+    if uri != DEFAULT_URI:  # a file where the user is
+        check_own(folder, LINK, uri, "name it yourself with --tracking-uri", trusted)
+    return _with_password(uri)
+
+
+def own_uri(folder: Path) -> str | None:
+    """Return the address of the store that a study is in, None where it is not known to be this user's.
+
+    It is that of MLFLOW_TRACKING_URI, or one that this user has given to the study on this machine.
 
     Raises:
         UserError: it has a password, which is not kept.
     """
     uri = _remembered(folder).get("tracking_uri")
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None or (given is not None and without_password(given) == uri):
-        return None
+    if given is not None and uri == without_password(given):
+        return given
+    return _with_password(uri) if uri is not None and is_own(folder, LINK, uri) else None
+
+
+def _with_password(uri: str) -> str:
+    """Return an address that a folder keeps as it is, unless something of it was left out."""
     if ":***@" in uri:
         fix = "give it again, with the password, here or as MLFLOW_TRACKING_URI"
         raise UserError("--tracking-uri", "the study's store has a password, which is not kept", got=uri, fix=fix)
@@ -302,9 +335,15 @@ def has_study(uri: str, folder: Path) -> bool:
     return _remembered(folder).get("tracking_uri") == without_password(uri)
 
 
+def remembered_run(folder: Path) -> str | None:
+    """Return the identifier of the run that a study is in MLflow, None where there is none."""
+    run = _remembered(folder).get("run_id", "")
+    return run if re.fullmatch("[0-9a-f]{32}", run) else None
+
+
 def _remembered(folder: Path) -> dict[str, str]:
     try:
-        saved = json.loads((folder / "mlflow.json").read_text(encoding="utf-8"))
+        saved = json.loads((folder / LINK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {name: value for name, value in saved.items() if isinstance(value, str)} if isinstance(saved, dict) else {}
