@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ammpl.errors import UserError
 from ammpl.report.comparisons import CONDITIONS, joint_rows
 from ammpl.report.figures import Figure
+from ammpl.report.files import PAGE, SUBFOLDERS, put, replaceable
 from ammpl.report.masks import Picture
 from ammpl.report.page import Block, Section, Text, page
 from ammpl.report.results import StudyResult, read_study
@@ -17,8 +18,6 @@ from ammpl.report.sections import study_sections
 from ammpl.report.statistics import summarize
 from ammpl.report.tables import Column, Table
 from ammpl.study.record.folder import ELSEWHERE
-
-PAGE = "report.html"
 
 READING = (
     "n, mean and sd (ddof 1) are over repeats: other few-shot samples and starts. On one data set repeats "
@@ -42,39 +41,36 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         folders: of the studies; one that still runs, or died, is reported as far as it is.
-        output: a new or empty folder, or that of a former report; None takes ``report`` in the first study's.
+        output: a new or empty folder, or that of a former report, of which only the files that its list names are
+            replaced; None takes ``report`` in the first study's.
 
     Raises:
         UserError: a folder is no study's, a file of it cannot be read, or the report cannot be written.
     """
     target = output or folders[0] / "report"
-    _check(target, "--output" if output else str(target))
+    where = "--output" if output else str(target)
+    if output is None and target.is_symlink():
+        raise UserError(
+            where, "is a link, which a report does not follow", fix="remove it, or name a folder: --output"
+        )
+    former = replaceable(target, folders, where)
     studies = [read_study(folder) for folder in folders]
     title = studies[0].name if len(studies) == 1 else " and ".join(study.name for study in studies)
     sections = [*_joint(studies), *_of_each(studies), Section("How to read this", [Text(text) for text in READING])]
-    draft = target.with_name(f".{target.name}.tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        for name in ("tables", "figures"):
-            (draft / name).mkdir(parents=True)
-        for section in sections:
-            for block in section.blocks:
-                _save(block, draft)
-        (draft / PAGE).write_text(page(title, sections), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        draft.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            draft = Path(folder)
+            for name in SUBFOLDERS:
+                (draft / name).mkdir()
+            for section in sections:
+                for block in section.blocks:
+                    _save(block, draft)
+            (draft / PAGE).write_text(page(title, sections), encoding="utf-8")
+            put(draft, target, former, where)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise UserError(str(target), f"cannot be written ({error.strerror})", fix=ELSEWHERE) from None
     return target
-
-
-def _check(target: Path, where: str) -> None:
-    if not target.exists() or (target / PAGE).is_file():
-        return
-    if not target.is_dir() or any(target.iterdir()):
-        raise UserError(where, "has something else than a report in it", got=str(target), fix="name a new folder")
 
 
 def _save(block: Block, folder: Path) -> None:

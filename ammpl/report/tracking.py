@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ammpl.report.files import listed
 from ammpl.study.addresses import without_password
 from ammpl.study.views.tracking import remembered_uri
 
@@ -31,7 +32,9 @@ def log_report(study: Path, report: Path) -> str | None:
 
     try:
         run_id = json.loads((study / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
-        MlflowClient(uri).log_artifacts(run_id, str(report), "report")
+        client = MlflowClient(uri)
+        for name in sorted(listed(report) or ()):  # not what else lies in the folder
+            client.log_artifact(run_id, str(report / name), str(PurePosixPath("report", name).parent))
     except Exception as error:  # whatever a store, a plugin or the network raises
         return f"{shown}: {' '.join(str(error).split())[:200]}"
     return None
