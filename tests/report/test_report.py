@@ -385,7 +385,7 @@ def own_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_files_of_others_are_left_where_a_report_goes(
-    masks: Path, search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A folder without a list is refused, whatever it holds.
     folder = tmp_path / "thesis"
@@ -394,18 +394,18 @@ def test_files_of_others_are_left_where_a_report_goes(
     assert cli.main(["report", str(masks), "--output", str(folder)]) == cli.EXIT_USER_ERROR
     assert "--output: has files in it and no list (.ammpl-report.json)" in capsys.readouterr().err
     assert files(folder) == mine
-    # With a list its files are replaced, beside the others.
-    both = tmp_path / "both"
-    write_report([search], both)
+    # With a list its files are replaced, beside the others; a name in it that is no report's, or outside, has no say.
+    both = write_report([masks], tmp_path / "both")
+    report = files(both)
     mine = own_files(both)
-    write_report([masks], both)
-    assert files(both) == {**files(write_report([masks], tmp_path / "new")), **mine}
-    # A list that names what is no report's, or what is outside, has no say.
+    (both / "tables" / "gone.csv").touch()
+    (both / PAGE).write_bytes(b"old")
     (tmp_path / "secret.csv").write_bytes(b"mine")
     names = ["thesis.tex", ".git/HEAD", "../secret.csv", "tables/../../secret.csv", str(tmp_path / "secret.csv"), 3]
-    (both / LIST).write_text(json.dumps({"files": [*json.loads((both / LIST).read_text())["files"], *names]}))
-    write_report([search], both)
-    assert files(both) == {**files(write_report([search], tmp_path / "second")), **mine}
+    listed = [*json.loads(report[LIST])["files"], "tables/gone.csv", *names]
+    (both / LIST).write_text(json.dumps({"files": listed}))
+    write_report([masks], both)
+    assert files(both) == {**report, **mine}
     assert (tmp_path / "secret.csv").read_bytes() == b"mine" and not list(tmp_path.glob(".*"))
 
 
