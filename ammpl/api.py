@@ -311,7 +311,8 @@ class Study:
         Raises:
             UserError: a study cannot be read, or the report cannot be written.
         """
-        from ammpl.report.report import PAGE, write_report
+        from ammpl.report.files import PAGE
+        from ammpl.report.report import write_report
         from ammpl.report.tracking import log_report
         from ammpl.study.views.mirror import update
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import os
-import shutil
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +24,8 @@ _BROKEN = (
     RuntimeError,  # a password
 )
 
+_SPARE, _RATIO = 1 << 30, 20  # pictures hardly compress, lists and arrays do
+
 
 class _Member(NamedTuple):
     name: str
@@ -33,7 +33,7 @@ class _Member(NamedTuple):
     stream: IO[bytes] | None
 
 
-def unpack(archive: Path, target: Path) -> None:
+def unpack(archive: Path, target: Path, limit: int | None = None) -> None:
     """Unpack a tar (any compression) or zip file into a new folder.
 
     Only folders and plain files with relative paths are unpacked; owners and permissions are not taken over. The
@@ -42,15 +42,17 @@ def unpack(archive: Path, target: Path) -> None:
     Args:
         archive: the file.
         target: made here; left as it is at an error.
+        limit: bytes that all files may have together; None takes 1 GiB and 20 times the archive's size.
 
     Raises:
-        UserError: no archive, a broken one, or one with a member that is refused.
+        UserError: no archive, a broken one, one with a member that is refused, or one beyond the limit.
         OSError: the target cannot be written.
     """
+    left = limit = _SPARE + _RATIO * archive.stat().st_size if limit is None else limit
     target.mkdir(parents=True)
     root = target.resolve()
     try:
-        for member in _members(archive):
+        for member in _members(archive, root):
             path = _inside(archive, root, member.name)
             if member.is_folder:
                 path.mkdir(parents=True, exist_ok=True)
@@ -60,35 +62,35 @@ def unpack(archive: Path, target: Path) -> None:
                 raise UserError(str(archive), rule, got=member.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
-                shutil.copyfileobj(member.stream, file, 1 << 20)
+                while block := member.stream.read(1 << 20):
+                    left -= len(block)
+                    if left < 0:
+                        rule = f"holds more than the {limit:,} bytes allowed for it; nothing of it is kept"
+                        raise UserError(str(archive), rule, fix="check where it comes from, and download it again")
+                    file.write(block)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        rule = "holds a file and a folder of the same name; nothing of it is kept"
+        raise UserError(str(archive), rule, fix="download it again") from error
     except _BROKEN as error:
         reason = " ".join(str(error).split())
         raise UserError(str(archive), f"cannot be unpacked ({reason})", fix="download it again") from error
 
 
 def _inside(archive: Path, root: Path, name: str) -> Path:
-    """Return where a member goes, once every "." and doubled slash is resolved; refuse what is not below ``root``."""
-    parts = name.split("/")
-    path = root.joinpath(*(part for part in parts if part not in ("", ".")))
-    first = next((part for part in parts if part != "."), "")  # of "/x" and ".//x" it is empty
-    if (
-        (not first and name.strip("./"))
-        or ".." in parts
-        or "\\" in name
-        or ":" in parts[0]
-        or "\0" in name
-        or not _is_below(path, root)
-    ):
-        raise UserError(str(archive), "holds a path that leads out of it; nothing of it is kept", got=name)
+    """Return where a member goes; its name is normalised before it is checked, so that ``.//x`` is ``x``."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    unsafe = name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in "".join(parts[:1])
+    path = root.joinpath(*parts)
+    if unsafe or not path.resolve().is_relative_to(root):
+        raise _leads_out(archive, name)
     return path
 
 
-def _is_below(path: Path, root: Path) -> bool:
-    # realpath follows links, of which there should be none: the folder is new, and links are not unpacked.
-    return Path(os.path.realpath(path)).is_relative_to(root)
+def _leads_out(archive: Path, name: str) -> UserError:
+    return UserError(str(archive), "holds a path that leads out of it; nothing of it is kept", got=name)
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+def _members(archive: Path, root: Path) -> Iterator[_Member]:
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
@@ -103,4 +105,9 @@ def _members(archive: Path) -> Iterator[_Member]:
         return
     with tarfile.open(archive) as tarred:
         for member in tarred:
+            if (member.isreg() or member.isdir()) and hasattr(tarfile, "data_filter"):  # Python 3.11.4 has it
+                try:
+                    tarfile.data_filter(member, str(root))
+                except tarfile.FilterError as error:
+                    raise _leads_out(archive, member.name) from error
             yield _Member(member.name, member.isdir(), tarred.extractfile(member) if member.isreg() else None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ammpl.errors import UserError
 from ammpl.report.comparisons import CONDITIONS, joint_rows
 from ammpl.report.figures import Figure
+from ammpl.report.files import PAGE, SUBFOLDERS, put, replaceable
 from ammpl.report.masks import Picture
 from ammpl.report.page import Block, Section, Text, page
 from ammpl.report.results import StudyResult, read_study
@@ -19,11 +18,6 @@ from ammpl.report.sections import study_sections
 from ammpl.report.statistics import summarize
 from ammpl.report.tables import Column, Table
 from ammpl.study.record.folder import ELSEWHERE
-
-PAGE = "report.html"
-FILES = ".report-files.json"
-"""In a report's folder: the paths of its files, which are what the next report in its place removes."""
-_EARLIER = re.compile(r"report\.html|tables/[^/]+\.(csv|md|tex)|figures/[^/]+\.(svg|png)")
 
 READING = (
     "n, mean and sd (ddof 1) are over repeats: other few-shot samples and starts. On one data set repeats "
@@ -47,69 +41,36 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         folders: of the studies; one that still runs, or died, is reported as far as it is.
-        output: a new or empty folder, or that of a former report, whose files are replaced; one that has anything else
-            in it is refused. None takes ``report`` in the first study's.
+        output: a new or empty folder, or that of a former report, of which only the files that its list names are
+            replaced; None takes ``report`` in the first study's.
 
     Raises:
         UserError: a folder is no study's, a file of it cannot be read, or the report cannot be written.
     """
     target = output or folders[0] / "report"
-    _check(target, "--output" if output else str(target), is_own=output is None)
+    where = "--output" if output else str(target)
+    if output is None and target.is_symlink():
+        raise UserError(
+            where, "is a link, which a report does not follow", fix="remove it, or name a folder: --output"
+        )
+    former = replaceable(target, folders, where)
     studies = [read_study(folder) for folder in folders]
     title = studies[0].name if len(studies) == 1 else " and ".join(study.name for study in studies)
     sections = [*_joint(studies), *_of_each(studies), Section("How to read this", [Text(text) for text in READING])]
-    draft = target.with_name(f".{target.name}.tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        for name in ("tables", "figures"):
-            (draft / name).mkdir(parents=True)
-        for section in sections:
-            for block in section.blocks:
-                _save(block, draft)
-        (draft / PAGE).write_text(page(title, sections), encoding="utf-8")
-        (draft / FILES).write_text(json.dumps(_files(draft), indent=1) + "\n", encoding="utf-8")
-        if target.exists():
-            _check(target, str(target), is_own=output is None)  # again: writing the draft has taken its time
-            shutil.rmtree(target)
-        draft.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            draft = Path(folder)
+            for name in SUBFOLDERS:
+                (draft / name).mkdir()
+            for section in sections:
+                for block in section.blocks:
+                    _save(block, draft)
+            (draft / PAGE).write_text(page(title, sections), encoding="utf-8")
+            put(draft, target, former, where)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise UserError(str(target), f"cannot be written ({error.strerror})", fix=ELSEWHERE) from None
     return target
-
-
-def _check(target: Path, where: str, is_own: bool) -> None:
-    """Raise UserError unless all that is in a folder is a report that this program wrote: it will be removed.
-
-    Args:
-        target: the folder.
-        where: what names it.
-        is_own: whether it is a study's own ``report``: then one of an earlier version, which has no list, is known by
-            its files' names.
-    """
-    if not target.exists() and not target.is_symlink():
-        return
-    fix = "name a new folder"
-    if not target.is_dir() or target.is_symlink():
-        raise UserError(where, "is no folder", got=str(target), fix=fix)
-    written = {FILES, *_listed(target)}
-    for name in _files(target):
-        if name not in written and not (is_own and _EARLIER.fullmatch(name)):
-            rule = f"has something else than a report in it ({name}), and nothing else is ever removed"
-            raise UserError(where, rule, got=str(target), fix=fix)
-
-
-def _listed(folder: Path) -> list[str]:
-    try:
-        return [str(name) for name in json.loads((folder / FILES).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return []
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the relative paths of all that is in a folder but its report's folders."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    return sorted(name for name in found if name not in ("tables", "figures") or (folder / name).is_symlink())
 
 
 def _save(block: Block, folder: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ammpl.errors import UserError
+from ammpl.report.files import listed
 from ammpl.study.addresses import without_password
 from ammpl.study.views.tracking import own_uri, remembered_run
 
@@ -42,7 +43,9 @@ def log_report(study: Path, report: Path, tracking_uri: str | None = None) -> st
     from mlflow.tracking import MlflowClient  # seconds of import, of this step only
 
     try:
-        MlflowClient(uri).log_artifacts(run_id, str(report), "report")
+        client = MlflowClient(uri)
+        for name in sorted(listed(report) or ()):  # not what else lies in the folder
+            client.log_artifact(run_id, str(report / name), str(PurePosixPath("report", name).parent))
     except Exception as error:  # whatever a store, a plugin or the network raises
         return f"{shown}: {' '.join(str(error).split())[:200]}"
     return None

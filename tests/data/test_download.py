@@ -7,7 +7,6 @@ import re
 import resource
 import socket
 import tarfile
-import tempfile
 import threading
 import time
 import zipfile
@@ -15,11 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.download import ATTEMPTS, DOWNLOADS, Remote, download
@@ -357,8 +353,6 @@ EVIL: dict[str, Callable[[Path], tuple[str, bytes]]] = {
     "tar device": lambda out: ("a.tar.gz", tar({"l": special("2750/pipe", tarfile.FIFOTYPE)})),
     "zip up": lambda out: ("a.zip", zipped({"2750/1.jpg": b"", "../../evil": b"x"})),
     "zip absolute": lambda out: ("a.zip", zipped({f"{out}/evil": b"x"})),
-    "tar absolute behind a dot": lambda out: ("a.tar.gz", tar({f"./{out}/evil": b"x"})),
-    "zip absolute behind a dot": lambda out: ("a.zip", zipped({f"./{out}/evil": b"x"})),
     "zip backslash": lambda out: ("a.zip", zipped({"..\\evil": b"x"})),
     "zip drive": lambda out: ("a.zip", zipped({"C:/evil": b"x"})),
     "zip symlink": lambda out: ("a.zip", zip_link("2750/link", str(out))),
@@ -375,39 +369,6 @@ def test_archives_write_nothing_outside(host: Host, tmp_path: Path, kind: str) -
     with pytest.raises(UserError, match="nothing of it is kept, got"):
         download("eurosat", root, silent, table)
     assert tree(tmp_path) == {} and not any(path.is_symlink() for path in tmp_path.rglob("*"))
-
-
-@given(
-    parts=st.lists(
-        st.sampled_from(["", ".", "..", "/", "a", "b.jpg", "C:", "\\", "~", " ", "..."]), min_size=1, max_size=6
-    ),
-    makes=st.sampled_from([tar, zipped]),
-)
-@settings(max_examples=150, deadline=None)
-def test_whatever_its_members_are_called_an_archive_writes_below_its_target(parts: list[str], makes: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        top = Path(folder)
-        archive = top / ("a.zip" if makes is zipped else "a.tar")
-        archive.write_bytes(makes({"/".join(parts) or ".": b"x", f".//{folder}/evil": b"y"}))
-        try:
-            unpack(archive, top / "in" / "target")
-        except (UserError, OSError):  # refused, or no name of a file
-            pass
-        else:
-            pytest.fail("the second member leads out")
-        assert {path.name for path in top.iterdir()} <= {archive.name, "in"}
-        assert {path.name for path in (top / "in").iterdir()} == {"target"}
-
-
-@given(parts=st.lists(st.sampled_from([".", "a", "b", "ä", "..."]), max_size=4))
-@settings(max_examples=50, deadline=None)
-def test_ordinary_member_names_are_unpacked(parts: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for makes, archive in ((tar, Path(folder) / "a.tar"), (zipped, Path(folder) / "a.zip")):
-            archive.write_bytes(makes({"/".join([*parts, "1.jpg"]): b"x"}))
-            target = Path(folder) / archive.suffix
-            unpack(archive, target)
-            assert tree(target) == {"/".join([*(part for part in parts if part != "."), "1.jpg"]): b"x"}
 
 
 @pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])

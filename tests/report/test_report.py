@@ -17,10 +17,11 @@ from scipy import stats
 from ammpl import cli
 from ammpl.errors import UserError
 from ammpl.report.comparisons import answer, differences, harmonic_table, remarks
+from ammpl.report.files import LIST, PAGE
 from ammpl.report.masks import distances, probabilities
 from ammpl.report.published import published_tables
 from ammpl.report.record import cost_table
-from ammpl.report.report import PAGE, write_report
+from ammpl.report.report import write_report
 from ammpl.report.results import read_study
 from ammpl.report.search_figures import Point, pareto_front
 from ammpl.report.signatures import SIGNATURES, signatures_table
@@ -348,41 +349,80 @@ def test_what_cannot_be_reported(masks: Path, tmp_path: Path, capsys: pytest.Cap
     assert "is not a folder" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="has something else than a report in it"):
+    with pytest.raises(UserError, match="has files in it and no list"):
         write_report([masks], tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_a_user_has_put_beside_a_report_is_not_removed(masks: Path, tmp_path: Path) -> None:
-    """A page of that name makes no report of a folder, and a file beside a report is nobody's to remove."""
-    theirs = tmp_path / "thesis"
-    (theirs / ".git").mkdir(parents=True)
-    for name in ("report.html", "thesis.tex", ".git/HEAD"):
-        (theirs / name).write_text("mine", encoding="utf-8")
-    (tmp_path / "link").symlink_to(theirs)
-    for output in (theirs, tmp_path / "link"):
-        with pytest.raises(UserError, match=r"--output: (has something else than a report in it|is no folder)"):
-            write_report([masks], output)
-    assert {path.read_text(encoding="utf-8") for path in theirs.rglob("*") if path.is_file()} == {"mine"}
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (alone / "report.html").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match=r"something else than a report in it \(report.html\)"):
-        write_report([masks], alone)
-    ours = write_report([masks], tmp_path / "ours")
-    write_report([masks], ours)
-    (ours / "figures" / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match=r"something else than a report in it \(figures/notes.txt\)"):
-        write_report([masks], ours)
-    assert (ours / "figures" / "notes.txt").read_text(encoding="utf-8") == "mine" and (ours / "report.html").is_file()
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_report_replaces_the_one_before_by_the_same(masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(masks)]) == 0
     assert "MLflow: not logged (the study was not tracked there)" in capsys.readouterr().out
-    before = {path: path.read_bytes() for path in (masks / "report").rglob("*.*")}
-    (masks / "report" / ".report-files.json").unlink()  # as an earlier version left it
+    report = masks / "report"
+    before = files(report)
+    assert set(json.loads(before[LIST])["files"]) == set(before) - {LIST}
+    # One of a version that wrote no list is replaced too, and there as well nothing but a report's files.
+    (report / LIST).unlink()
+    (report / "tables" / "gone.csv").touch()
+    (report / "tables" / "notes.txt").write_bytes(b"mine")
     write_report([masks])
-    assert {path: path.read_bytes() for path in (masks / "report").rglob("*.*")} == before
+    assert files(report) == {**before, "tables/notes.txt": b"mine"}
+    (report / "tables" / "notes.txt").unlink()
     assert not list(masks.glob(".report*"))
+
+
+def own_files(folder: Path) -> dict[str, bytes]:
+    """Put a person's files into a folder."""
+    mine = {"thesis.tex": b"mine", ".git/HEAD": b"ref", "figures/photo.jpg": b"jpg", "tables/mine.csv": b"1"}
+    for name, content in mine.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return mine
+
+
+def test_files_of_others_are_left_where_a_report_goes(
+    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A folder without a list is refused, whatever it holds.
+    folder = tmp_path / "thesis"
+    mine = own_files(folder) | {PAGE: b"my own"}
+    (folder / PAGE).write_bytes(b"my own")
+    assert cli.main(["report", str(masks), "--output", str(folder)]) == cli.EXIT_USER_ERROR
+    assert "--output: has files in it and no list (.ammpl-report.json)" in capsys.readouterr().err
+    assert files(folder) == mine
+    # With a list its files are replaced, beside the others; a name in it that is no report's, or outside, has no say.
+    both = write_report([masks], tmp_path / "both")
+    report = files(both)
+    mine = own_files(both)
+    (both / "tables" / "gone.csv").touch()
+    (both / PAGE).write_bytes(b"old")
+    (tmp_path / "secret.csv").write_bytes(b"mine")
+    names = ["thesis.tex", ".git/HEAD", "../secret.csv", "tables/../../secret.csv", str(tmp_path / "secret.csv"), 3]
+    listed = [*json.loads(report[LIST])["files"], "tables/gone.csv", *names]
+    (both / LIST).write_text(json.dumps({"files": listed}))
+    write_report([masks], both)
+    assert files(both) == {**report, **mine}
+    assert (tmp_path / "secret.csv").read_bytes() == b"mine" and not list(tmp_path.glob(".*"))
+
+
+def test_no_report_is_written_over_a_file_or_through_a_link(masks: Path, tmp_path: Path) -> None:
+    folder = write_report([masks], tmp_path / "out")
+    content = json.loads((folder / LIST).read_text())
+    table = next(name for name in content["files"] if name.endswith(".csv"))
+    content["files"].remove(table)
+    (folder / LIST).write_text(json.dumps(content))
+    before = files(folder)
+    with pytest.raises(UserError, match=f"has a file {re.escape(table)} that is not the former report's"):
+        write_report([masks], folder)
+    assert files(folder) == before
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / LIST).write_text(json.dumps({"files": [table]}))
+    (linked / "tables").symlink_to(folder / "tables")
+    with pytest.raises(UserError, match="something else than a folder of a report as tables"):
+        write_report([masks], linked)
+    assert files(folder) == before
