@@ -151,11 +151,11 @@ class Study:
         types = {**texts, "tuned": pa.bool_(), "metric": pa.string(), "dataset": pa.string(), **numbers}
         return pa.Table.from_pylist(rows, schema=pa.schema(types))
 
-    def load(self) -> Classifier:
+    def load(self, download: bool = False) -> Classifier:
         """Return the confirmed winner as a classifier of pictures; see :func:`ammpl.load`."""
         import ammpl
 
-        return ammpl.load(self.folder)
+        return ammpl.load(self.folder, download=download)
 
     def status(self) -> list[str]:
         """Return lines on how far the study is, from its folder alone."""

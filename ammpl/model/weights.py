@@ -63,6 +63,12 @@ def is_cached(name: str, pretrained: str) -> bool:
     return _cached(_tag(name, pretrained)) is not None
 
 
+def needs_network(name: str, pretrained: str) -> bool:
+    """Return whether a backbone cannot be loaded from what is on this machine."""
+    texts = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    return bool(_tag(name, pretrained)) and (not is_cached(name, pretrained) or "hf_tokenizer_name" in texts)
+
+
 def tags_text(tags: Sequence[str]) -> str:
     """Return the tags of an architecture for people."""
     return "one of " + ", ".join(tags) if tags else "give a file's path"

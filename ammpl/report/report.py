@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _save(block: Block, folder: Path) -> None:
+    if isinstance(block, Table | Figure | Picture):  # a study's texts are in names, and lead nowhere
+        block = replace(block, name=re.sub(r"[^\w.,+=@-]", "_", block.name))
     if isinstance(block, Table):
         for ending, text in (("csv", block.csv()), ("md", block.markdown()), ("tex", block.latex())):
             (folder / "tables" / f"{block.name}.{ending}").write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from ammpl.data.store import decode
 from ammpl.errors import UserError
 from ammpl.model.ammpl import model_class
 from ammpl.model.backbone import load_backbone
+from ammpl.model.weights import needs_network
 from ammpl.training import checkpoint
 from ammpl.training.evaluation import scores
 from ammpl.training.run import device, image_transform
@@ -28,6 +29,7 @@ class Classifier:
 
     Args:
         path: a trial's ``learnables.safetensors``, which names its configuration, backbone and classes.
+        download: fetch the backbone's weights from their publisher where they are not on this machine.
 
     Attributes:
         config: the trial's.
@@ -42,9 +44,14 @@ class Classifier:
         ['seven', 'two']
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, download: bool = False):
         origin = checkpoint.read_origin(path)
         self.config: TrialConfig = origin.config
+        name, pretrained = origin.config.backbone.name, origin.config.backbone.pretrained
+        if pretrained is not None and not download and needs_network(name, pretrained):
+            rule = f"the weights of {name} are not on this machine, and reading what was learned asks no network"
+            fix = "ammpl.load(..., download=True) fetches them"
+            raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix)
         self.class_names = origin.class_names
         backbone = load_backbone(origin.config.backbone, device())
         self._transform = image_transform(backbone.preprocessing)

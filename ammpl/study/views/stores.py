@@ -104,7 +104,7 @@ class Views:
             UserError: a store cannot be used; not where it has been used, and may be away for a while.
         """
         opened: list[Observer] = []
-        remember(folder, self._addresses())
+        remember(folder, self.addresses)
         if self._optuna is not None and isinstance(plan, Plan):
             self._copy = OptunaCopy(plan.searches, folder, self._optuna_url, self._optuna)
             self._copy.check()
@@ -117,8 +117,9 @@ class Views:
             self._mirror.open(folder)
         return opened
 
-    def _addresses(self) -> dict[str, str]:
-        """Return the addresses in use, as the study's folder names them."""
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The addresses in use, as the files of a study's folder name them."""
         addresses = {} if self._mlflow is None else {MLFLOW_LINK: without_password(self._mlflow.uri)}
         if self._optuna_url is not None:
             addresses[OPTUNA_LINK] = without_password(self._optuna_url)
