@@ -13,6 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import ammpl
 from ammpl import cli
@@ -22,6 +26,7 @@ from ammpl.study.record import own_addresses
 from ammpl.study.record.event_log import FILE
 from ammpl.study.record.folder import check_links, is_locked
 from ammpl.study.record.own_addresses import is_own, remember
+from ammpl.study.views.learned import learnables_of
 from ammpl.study.views.stores import Stores, started
 from ammpl.training import run
 from tests.report.studies import make
@@ -144,10 +149,34 @@ def test_what_was_learned_is_loaded_without_contact(folder: Path, listener: List
     assert listener.connections == []
 
 
-def _picture() -> list[object]:
-    from PIL import Image
-
+def _picture() -> list[Image.Image]:
     return [Image.new("RGB", (8, 8))]
+
+
+def test_weights_that_a_folder_names_are_fetched_only_if_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = learnables_of(folder)
+    with safe_open(path, "pt") as file:
+        origin = json.loads(file.metadata()["ammpl"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    origin["config"]["backbone"] |= {"name": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+    save_file(tensors, path, {"ammpl": json.dumps(origin)})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    asked: list[object] = []
+
+    def refuse(address: object, *_: object, **__: object) -> None:
+        asked.append(address)
+        raise OSError(111, "Connection refused")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    with pytest.raises(UserError, match=r"are not on this machine, and reading .* asks no network.*download=True"):
+        ammpl.load(path)
+    assert asked == []
+    with pytest.raises(UserError, match="does not answer"):
+        ammpl.load(path, download=True)
+    assert asked == [("huggingface.co", 443)]
 
 
 def test_the_listener_hears_a_report_that_is_sent_to_it(

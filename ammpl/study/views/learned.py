@@ -64,6 +64,7 @@ def _repeat(folder: Path) -> int:
 
 
 def _downloaded(run_id: str, tracking_uri: str | None) -> Path:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow  # seconds, which only a run needs
     from mlflow.exceptions import MlflowException
 

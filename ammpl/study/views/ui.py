@@ -60,7 +60,8 @@ class UserInterface:
             return self
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self._uri]
         command += ["--host", HOST, "--port", str(self._port), "--workers", "1"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
         try:
             self._wait_for_answer()
         except BaseException:  # Ctrl-C, too
