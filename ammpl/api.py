@@ -103,9 +103,12 @@ class Study:
 
     def _repr_markdown_(self) -> str:
         """Show the tables of the end in a notebook, else how far the study is."""
+        from ammpl.escaping import markdown, markdown_code
+
         if self.summary is not None:
-            return f"**{self.summary.study}** in `{self.folder}`\n\n{self.summary.markdown()}"
-        return "\n".join(f"- {line}" for line in self.status())
+            head = f"**{markdown(self.summary.study)}** in {markdown_code(str(self.folder))}"
+            return f"{head}\n\n{self.summary.markdown()}"
+        return "\n".join(f"- {markdown(line)}" for line in self.status())
 
     # -- results --
 

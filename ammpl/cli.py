@@ -23,7 +23,7 @@ from ammpl.commands import (
     tune,
     ui,
 )
-from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_USER_ERROR, Command
+from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_SUCCESS, EXIT_USER_ERROR, Command, say_error
 from ammpl.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = COMMANDS[name] if name else TUNE
         return command.run(command.parser(name).parse_args(words[1:] if name else words))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(str(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

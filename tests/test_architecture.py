@@ -15,17 +15,18 @@ PACKAGE = Path(__file__).parents[1] / "ammpl"
 # What each part of the package may import from the others, besides errors, which are everybody's.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "escaping": set(),
     "yaml_file": set(),
     "config": set(),
     "model": {"config"},
     "data": {"config", "yaml_file"},
     "training": {"model", "data", "config"},
-    "study": {"training", "model", "data", "config", "yaml_file"},
-    "report": {"study", "training", "model", "data", "config"},
+    "study": {"escaping", "training", "model", "data", "config", "yaml_file"},
+    "report": {"escaping", "study", "training", "model", "data", "config"},
     "pretrain": {"model", "data", "config"},  # a tool beside the studies: makes the embedded backbone
     "before": {"study", "model", "data", "config"},
-    "api": {"report", "study", "training", "model", "data", "config", "yaml_file"},
-    "commands": {"before", "api", "report", "study", "training", "model", "data", "config", "yaml_file"},
+    "api": {"escaping", "report", "study", "training", "model", "data", "config", "yaml_file"},
+    "commands": {"escaping", "before", "api", "report", "study", "training", "model", "data", "config", "yaml_file"},
     "cli": {"commands"},
 }
 

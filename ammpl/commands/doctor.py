@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import ammpl
-from ammpl.commands.command import EXIT_NOT_READY, EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_NOT_READY, EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, add_home
 
 
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.store,
     ):
         ready = ready and finding.mark != "FAIL"
-        print(finding, flush=True)
-    print("ready for studies" if ready else "studies cannot run before what FAILs is mended")
+        say(*str(finding).splitlines())
+    say("ready for studies" if ready else "studies cannot run before what FAILs is mended")
     return EXIT_SUCCESS if ready else EXIT_NOT_READY
 
 

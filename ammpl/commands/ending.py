@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
 
-from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_SUCCESS, EXIT_USER_ERROR
+from ammpl.commands.command import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_SUCCESS, EXIT_USER_ERROR, say_error
+from ammpl.escaping import terminal
 from ammpl.study import Study
 from ammpl.study.result.summary import StudySummary
 
@@ -16,7 +15,7 @@ def show(study: Study, console: Console) -> None:
     summary = _summary(study)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(terminal(text), markup=False, highlight=False, soft_wrap=True)
 
     say("")
     for table in summary.tables():
@@ -38,7 +37,7 @@ def show(study: Study, console: Console) -> None:
     if summary.mlflow:
         say(f"MLflow: {summary.mlflow}")
     for error in summary.errors:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
 
 
 def exit_code(study: Study) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import ammpl
-from ammpl.commands.command import EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, study_folder
 
 
@@ -49,12 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     report = ammpl.study.open(first).report(
         *others, output=arguments.output, tracking=tracking, tracking_uri=arguments.tracking_uri
     )
-    print(f"report: {report.page}; its tables and figures are beside it")
+    say(f"report: {report.page}; its tables and figures are beside it")
     if not arguments.no_tracking:
         logged = f"not logged ({report.not_logged})" if report.not_logged else "artifact 'report' of the study's run"
-        print(f"MLflow: {logged}")
+        say(f"MLflow: {logged}")
     if report.not_copied:
-        print(f"warning: {report.not_copied}")
+        say(f"warning: {report.not_copied}")
     return EXIT_SUCCESS
 
 

@@ -10,6 +10,7 @@ import ammpl
 from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
+from ammpl.escaping import terminal
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_code(study)
     console.print(comparison.table())
     console.print(comparison.cell_table())
-    console.print(comparison.verdict, markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal(comparison.verdict), markup=False, highlight=False, soft_wrap=True)
     return EXIT_SUCCESS if comparison.identical else EXIT_DIFFERENT
 
 

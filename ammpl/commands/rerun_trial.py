@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
 
 import ammpl
-from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_DIFFERENT, EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, add_home, study_folder
 
 
@@ -39,10 +38,10 @@ interrupted"""
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py rerun-trial``."""
-    say = functools.partial(print, flush=True) if not arguments.quiet else lambda text: None
+    tell = say if not arguments.quiet else lambda text: None
     study = ammpl.study.Study(arguments.study)
-    verdict = study.rerun_trial(arguments.trial, arguments.data_root, arguments.store, say)
-    print("\n".join(verdict.lines()))
+    verdict = study.rerun_trial(arguments.trial, arguments.data_root, arguments.store, tell)
+    say(*verdict.lines())
     return EXIT_SUCCESS if verdict.difference is None else EXIT_DIFFERENT
 
 

@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 
 import ammpl
-from ammpl.commands.command import EXIT_NO_RESULT, EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_NO_RESULT, EXIT_SUCCESS, Command, say
 from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 
@@ -43,14 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     has_ended = read_history(folder / FILE).has_ended
     study = study.resume(**surroundings_of(arguments))
     if study.summary is None:
-        print(f"{folder}: the study has ended, there is nothing to resume")
-        print(f"to add to it: python tune.py extend {folder} --trials +50")
+        say(f"{folder}: the study has ended, there is nothing to resume")
+        say(f"to add to it: python tune.py extend {folder} --trials +50")
         return EXIT_SUCCESS
     if has_ended:
         problems = study.summary.problems
         for problem in problems:
-            print(f"warning: {problem}")
-        print(f"{folder}: the study has ended" + ("" if problems else ", and what was missing is delivered"))
+            say(f"warning: {problem}")
+        say(f"{folder}: the study has ended" + ("" if problems else ", and what was missing is delivered"))
         return EXIT_NO_RESULT if problems else EXIT_SUCCESS
     show(study, Console())
     return exit_code(study)

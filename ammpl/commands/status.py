@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 import ammpl
-from ammpl.commands.command import EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, study_folder
+from ammpl.escaping import terminal_line
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ exit codes: 0 shown, 2 something to mend (no study, damaged log)"""
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py status``."""
     if not arguments.watch:
-        print("\n".join(ammpl.study.Study(arguments.study).status()))
+        say(*ammpl.study.Study(arguments.study).status())
         return EXIT_SUCCESS
 
     from ammpl.study.status import watch
@@ -57,12 +58,12 @@ def show(looks: Iterable[list[str]], console: Console) -> None:
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for lines in looks:
-                live.update(Text("\n".join(lines)), refresh=True)
+                live.update(Text("\n".join(map(terminal_line, lines))), refresh=True)
         return
     shown: list[str] = []
     for lines in looks:
         if lines[:-1] != shown[:-1]:
-            print("\n".join(line for line in lines if line not in shown), flush=True)
+            say(*(line for line in lines if line not in shown))
             shown = lines
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import ammpl
-from ammpl.commands.command import EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, place
 
 
@@ -33,11 +33,11 @@ study's own is 130"""
 def run(arguments: argparse.Namespace) -> int:
     """Run ``tune.py stop``."""
     if isinstance(arguments.study, Path):
-        print(ammpl.study.Study(arguments.study).stop())
+        say(ammpl.study.Study(arguments.study).stop())
     else:
         from ammpl.study.views.remote import ask_to_stop
 
-        print(ask_to_stop(arguments.study))
+        say(ask_to_stop(arguments.study))
     return EXIT_SUCCESS
 
 

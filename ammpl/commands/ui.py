@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from ammpl.commands.command import EXIT_SUCCESS, Command
+from ammpl.commands.command import EXIT_SUCCESS, Command, say
 from ammpl.commands.surroundings import add_help, study_folder
 
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the UI would outlive this process
     with UserInterface(arguments.study, arguments.tracking_uri, arguments.port) as interface:
-        print(f"MLflow: {interface.address}", flush=True)
+        say(f"MLflow: {interface.address}")
         if not arguments.no_browser:
             webbrowser.open(interface.address)
         with contextlib.suppress(KeyboardInterrupt):

@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,10 @@ import matplotlib
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure as Drawing
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
+
+from ammpl.escaping import file_name, html, visible
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 """Okabe and Ito's, which colour-blind people can tell apart."""
@@ -23,6 +26,7 @@ WIDTH = 7.2
 
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
+    "text.parse_math": False,  # a dollar is one
     "svg.hashsalt": "ammpl",  # the same figure gives the same file
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -83,13 +87,13 @@ class Figure:
         """Let a page tell of an artist."""
         identity = f"m{len(self.marks)}"
         artist.set_gid(identity)
-        self.marks[identity] = Mark(key, tip)
+        self.marks[identity] = Mark(visible(key), visible(tip))
 
     def save(self, folder: Path) -> None:
         """Write ``<name>.svg`` and ``<name>.png``."""
         with matplotlib.style.context(["default", _STYLE]):
-            self.drawing.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
-            self.drawing.savefig(folder / f"{self.name}.png")
+            self.drawing.savefig(folder / f"{file_name(self.name)}.svg", metadata={"Date": None})
+            self.drawing.savefig(folder / f"{file_name(self.name)}.png")
 
     def html(self) -> str:
         """Return the figure for a page, as SVG within it."""
@@ -97,7 +101,7 @@ class Figure:
         with matplotlib.style.context(["default", _STYLE]):
             self.drawing.savefig(text, format="svg", metadata={"Date": None})
         return (
-            f'<figure id="figure-{self.name}"><figcaption><b>{escape(self.title)}.</b> {escape(self.caption)}'
+            f'<figure id="figure-{file_name(self.name)}"><figcaption><b>{html(self.title)}.</b> {html(self.caption)}'
             f"</figcaption>{_inline(text.getvalue(), self)}</figure>"
         )
 
@@ -113,6 +117,7 @@ def draw(
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(name, title, caption, Drawing(figsize=size, layout="constrained"))
         paint(figure)
+        _show_all(figure.drawing)
     return figure
 
 
@@ -133,6 +138,27 @@ def scaled(values: Sequence[float]) -> Callable[[float], float]:
     return lambda value: 0.5 if high == low else (value - low) / (high - low)
 
 
+@dataclass(frozen=True)
+class _Visible:
+    """The labels of another formatter, with escapes for what has no sign of its own."""
+
+    given: FuncFormatter
+
+    def __call__(self, value: float, place: int | None) -> str:
+        return visible(self.given(value, place))
+
+
+def _show_all(drawing: Drawing) -> None:
+    """Let all texts show what has no sign of its own: SVG could not hold it."""
+    for text in drawing.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(visible(text.get_text()))
+    for axes in drawing.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(given := axis.get_major_formatter(), FuncFormatter):  # makes labels anew when drawn
+                axis.set_major_formatter(FuncFormatter(_Visible(given)))
+
+
 def _inline(svg: str, figure: Figure) -> str:
     """Return the SVG element with names of its own on the page, its marks with what is told of them."""
     ElementTree.register_namespace("", _SVG)
@@ -140,19 +166,19 @@ def _inline(svg: str, figure: Figure) -> str:
     root = ElementTree.fromstring(svg)
     for drawn in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(drawn)
-    prefix = f"{figure.name}-"
+    prefix = f"{file_name(figure.name)}-"
     for element in root.iter():
         identity = element.get("id")
         if identity is not None:
             element.set("id", prefix + identity)
-            _tell(element, figure.marks.get(identity))
         for name, value in list(element.attrib.items()):
             if value.startswith("#") and name.endswith("href"):
                 element.set(name, f"#{prefix}{value[1:]}")
             elif "url(#" in value:
                 element.set(name, re.sub(r"url\(#", f"url(#{prefix}", value))
+        _tell(element, figure.marks.get(identity or ""))
     root.set("role", "img")
-    root.set("aria-label", f"{figure.title}. {figure.caption}")
+    root.set("aria-label", visible(f"{figure.title}. {figure.caption}"))
     for size in ("width", "height"):  # the page decides; the view box keeps the proportions
         root.attrib.pop(size, None)
     return ElementTree.tostring(root, encoding="unicode")

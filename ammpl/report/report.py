@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ammpl.errors import UserError
+from ammpl.escaping import file_name
 from ammpl.report.comparisons import CONDITIONS, joint_rows
 from ammpl.report.figures import Figure
 from ammpl.report.files import PAGE, SUBFOLDERS, put, replaceable
@@ -75,15 +75,13 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _save(block: Block, folder: Path) -> None:
-    if isinstance(block, Table | Figure | Picture):  # a study's texts are in names, and lead nowhere
-        block = replace(block, name=re.sub(r"[^\w.,+=@-]", "_", block.name))
     if isinstance(block, Table):
         for ending, text in (("csv", block.csv()), ("md", block.markdown()), ("tex", block.latex())):
-            (folder / "tables" / f"{block.name}.{ending}").write_text(text, encoding="utf-8")
+            (folder / "tables" / f"{file_name(block.name)}.{ending}").write_text(text, encoding="utf-8")
     elif isinstance(block, Figure):
         block.save(folder / "figures")
     elif isinstance(block, Picture):
-        (folder / "figures" / f"{block.name}.png").write_bytes(block.png)
+        (folder / "figures" / f"{file_name(block.name)}.png").write_bytes(block.png)
 
 
 def _of_each(studies: Sequence[StudyResult]) -> list[Section]:

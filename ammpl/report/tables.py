@@ -7,12 +7,12 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 from rich.table import Table as TerminalTable
-from rich.text import Text
 
+from ammpl.escaping import csv as csv_text
+from ammpl.escaping import file_name, html, latex, markdown, rich_text
 from ammpl.study.result.summary import markdown_table
 
 Value = str | float | int | None
@@ -67,15 +67,14 @@ class Table:
         """Return raw values, in full precision."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([column.title for column in self.columns])
-        writer.writerows(["" if value is None else value for value in row] for row in self.rows)
+        writer.writerow([csv_text(column.title) for column in self.columns])
+        writer.writerows([csv_text(v) if isinstance(v, str) else v for v in row] for row in self.rows)
         return text.getvalue()
 
     def markdown(self) -> str:
         """Return title, table and note."""
-        header = [column.title.replace("|", "\\|") for column in self.columns]
-        rows = [[text.replace("|", "\\|") for text in texts] for texts in self._texts()]
-        return f"**{self.title}**\n\n{markdown_table(header, rows)}" + (f"\n{self.note}\n" if self.note else "")
+        table = markdown_table([column.title for column in self.columns], self._texts())
+        return f"**{markdown(self.title)}**\n\n{table}" + (f"\n{markdown(self.note)}\n" if self.note else "")
 
     def latex(self) -> str:
         """Return a ``table`` for the packages booktabs and fontenc (T1)."""
@@ -83,13 +82,13 @@ class Table:
         lines = [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(self.title + '. ' + self.note if self.note else self.title)}}}",
-            rf"\label{{tab:{self.name}}}",
+            rf"\caption{{{latex(self.title + '. ' + self.note if self.note else self.title)}}}",
+            rf"\label{{tab:{file_name(self.name)}}}",
             rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
-            " & ".join(_latex(column.title) for column in self.columns) + r" \\",
+            " & ".join(latex(column.title) for column in self.columns) + r" \\",
             r"\midrule",
-            *(" & ".join(map(_latex, texts)) + r" \\" for texts in self._texts()),
+            *(" & ".join(map(latex, texts)) + r" \\" for texts in self._texts()),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -100,29 +99,31 @@ class Table:
         """Return the table with its title as caption."""
         numeric = [self._is_numeric(index) for index in range(len(self.columns))]
         kinds = ["" if not number else ' class="number"' for number in numeric]
-        head = "".join(f'<th scope="col"{k}>{escape(c.title)}</th>' for c, k in zip(self.columns, kinds, strict=True))
+        head = "".join(f'<th scope="col"{k}>{html(c.title)}</th>' for c, k in zip(self.columns, kinds, strict=True))
         body = []
         for index, texts in enumerate(self._texts()):
-            key = f' data-key="{escape(self.keys[index])}"' if self.keys and self.keys[index] else ""
+            key = f' data-key="{html(self.keys[index])}"' if self.keys and self.keys[index] else ""
             strong = ' class="strong"' if index in self.strong else ""
-            cells = [f'<th scope="row">{escape(texts[0])}</th>']
+            cells = [f'<th scope="row">{html(texts[0])}</th>']
             cells += [f"<td{kind}>{_verdict(text)}</td>" for text, kind in zip(texts[1:], kinds[1:], strict=True)]
             body.append(f"<tr{strong}{key}>{''.join(cells)}</tr>")
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
+        note = f'<p class="note">{html(self.note)}</p>' if self.note else ""
         return (
-            f'<div class="scroll"><table><caption>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>'
+            f'<div class="scroll"><table><caption>{html(self.title)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>{note}"
         )
 
     def terminal(self) -> TerminalTable:
         """Return the table for a terminal."""
-        table = TerminalTable(title=self.title, title_justify="left", caption=self.note, caption_justify="left")
+        table = TerminalTable(title_justify="left", caption_justify="left")
+        table.title = rich_text(self.title, "table.title")
+        table.caption = rich_text(self.note, "table.caption") if self.note else None
         for index, column in enumerate(self.columns):
             number = self._is_numeric(index)
             justify: Literal["left", "right"] = "right" if number else "left"
-            table.add_column(column.title, justify=justify, no_wrap=number, overflow="fold")
+            table.add_column(rich_text(column.title), justify=justify, no_wrap=number, overflow="fold")
         for texts in self._texts():
-            table.add_row(*map(Text, texts))  # brackets would be markup
+            table.add_row(*map(rich_text, texts))
         return table
 
     def _texts(self) -> list[list[str]]:
@@ -136,33 +137,4 @@ class Table:
 def _verdict(text: str) -> str:
     word = text.partition(" (")[0]
     kind = {"holds": "holds", "does not": "not", "undecided": "open"}.get(word)
-    return f'<span class="verdict {kind}">{escape(text)}</span>' if kind else escape(text)
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "−": "$-$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "–": "--",
-    "…": r"\dots{}",
-}
-
-
-def _latex(text: str) -> str:
-    text = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
-    return "{}" + text if text.startswith(("[", "*")) else text  # after a line's end they would be its options
+    return f'<span class="verdict {kind}">{html(text)}</span>' if kind else html(text)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
-from rich.text import Text
 
 from ammpl.errors import UserError, did_you_mean
+from ammpl.escaping import rich_text
 from ammpl.study.plan.replay import check_study
 from ammpl.study.record.event_log import FILE, read_history, space_file
 from ammpl.study.result.statistics import estimate
@@ -96,7 +96,7 @@ class Comparison:
         table.add_column("reproduced")
         for cell in self.cells:
             means = ["–" if value is None else f"{value:.4f}" for value in (cell.old, cell.new)]
-            table.add_row(cell.name, str(cell.n), *means, cell.agreement)
+            table.add_row(rich_text(cell.name), str(cell.n), *means, cell.agreement)
         return table
 
     def table(self) -> Table:
@@ -106,7 +106,7 @@ class Comparison:
         table.add_column("values", justify="right")
         table.add_column("new - old", overflow="fold")
         for row in self.rows:
-            table.add_row(row.key, str(row.cells), Text("\n".join(row.texts) or "identical"))
+            table.add_row(rich_text(row.key), str(row.cells), rich_text("\n".join(row.texts) or "identical"))
         return table
 
 

@@ -10,6 +10,7 @@ import ammpl
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
 from ammpl.errors import UserError, did_you_mean
+from ammpl.escaping import terminal_line
 from ammpl.study.addresses import is_remote
 from ammpl.study.notify import check_url
 from ammpl.study.space.ablation_space import AblationSpace
@@ -187,7 +188,7 @@ def options_of(what: str | None, **surroundings: Unpack[Surroundings]) -> Option
     if (notify := surroundings.get("notify")) is not None:
         check_url(notify)
     if what and not quiet:
-        print(f"{what}: starting Ray", flush=True)
+        print(terminal_line(f"{what}: starting Ray"), flush=True)
 
     from ammpl.study.study import Options  # imports Ray, whose seconds a mistake need not wait for
 

@@ -15,6 +15,7 @@ import ray
 
 from ammpl.data.home import DataHome
 from ammpl.errors import UserError
+from ammpl.escaping import terminal
 from ammpl.study.engine import ray_cluster
 from ammpl.study.engine.preparation import DataNotes
 from ammpl.study.engine.ray_engine import run_plan
@@ -220,7 +221,7 @@ class _Session:
         """Run the study on the connected cluster to its end."""
         self._resources = resources
         if self._options.ray_address and (text := ray_cluster.busy(resources)):
-            print(text, flush=True)
+            print(terminal(text), flush=True)
         if work.prepare is not None and not self._options.quiet:
             workers = 1 if resources.repack else resources.concurrency
             print(f"loading backbone and data in {workers} worker{'s' * (workers > 1)} …", flush=True)

@@ -334,7 +334,7 @@ def test_a_table_in_four_forms() -> None:
     columns = (Column("a_b"), Column("x", "+.2f"), Column("p", "p"), Column("said"))
     table = Table("t", "50 % of & more", columns, (("r_1", -0.5, 0.00001, "holds"), ("[x]", None, 0.5, None)), "Note.")
     assert table.csv() == "a_b,x,p,said\nr_1,-0.5,1e-05,holds\n[x],,0.5,\n"
-    assert "| r_1 | −0.50 | < .0001 | holds |\n| [x] | – | .5000 | – |\n" in table.markdown()
+    assert "| r_1 | −0.50 | &lt; .0001 | holds |\n| \\[x\\] | – | .5000 | – |\n" in table.markdown()
     assert '<td class="number">−0.50</td>' in table.html()
     assert '<span class="verdict holds">holds</span>' in table.html()
     latex = table.latex()

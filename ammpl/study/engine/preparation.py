@@ -21,6 +21,7 @@ from rich.progress import (
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import EMBEDDED, DataHome
+from ammpl.escaping import terminal, terminal_line
 
 if TYPE_CHECKING:
     from ammpl.training.prepare import Part
@@ -90,13 +91,13 @@ def download_data(name: str, home: DataHome) -> None:
     from ammpl.data.download import download
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
         def advance(file: str, done: int, total: int | None) -> None:
             if file not in bars:
-                bars[file] = progress.add_task(f"downloading {file}", total=total)
+                bars[file] = progress.add_task(terminal_line(f"downloading {file}"), total=total)
             progress.update(bars[file], completed=done, total=total)
 
         done = download(name, home.root, advance)
@@ -104,7 +105,7 @@ def download_data(name: str, home: DataHome) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars:
@@ -118,7 +119,7 @@ class _Bars:
 
         def advance(done: int) -> None:
             if not bars:
-                name = f"preparing {part.dataset.name}/{part.name}"
+                name = terminal_line(f"preparing {part.dataset.name}/{part.name}")
                 bars.append(self._progress.add_task(name, total=len(part)))
             self._progress.advance(bars[0], done)
 
@@ -128,6 +129,11 @@ class _Bars:
 @contextmanager
 def bars(console: Console) -> Iterator[_Bars]:
     """Show the progress of each part that has to be prepared."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         yield _Bars(progress)

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from ammpl.config import Scalar
+from ammpl.escaping import markdown, markdown_code, rich_text
 from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
 from ammpl.study.result.statistics import Estimate, Verdict, estimate, paired, verdict
 from ammpl.study.result.summary import StudySummary, markdown_table, summarize, tally
@@ -127,7 +127,8 @@ class AblationSummary(StudySummary):
 
     def _markdown_tables(self) -> str:
         return "\n".join(
-            f"**{metric}**{_at(setting)}, differences to `{self.reference}` paired by {self._unit(setting)}\n\n"
+            f"**{markdown(metric)}**{markdown(_at(setting))}, "
+            f"differences to {markdown_code(self.reference)} paired by {self._unit(setting)}\n\n"
             + markdown_table(self._columns(metric), self._texts(metric, setting))
             for metric, setting in self._tables(self._settings)
         )
@@ -138,7 +139,7 @@ class AblationSummary(StudySummary):
         tables = []
         for metric, setting in self._tables(overall or self._settings):
             title = f"{self.study}: {metric}{_at(setting)}, paired with {self.reference}"
-            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+            table = Table(title=rich_text(title, "table.title"), title_justify="left", box=SIMPLE_HEAD)
             name, *numbers, difference = COLUMNS
             table.add_column(name, overflow="fold")
             for column in numbers:
@@ -147,7 +148,7 @@ class AblationSummary(StudySummary):
             for column in self._columns(metric)[len(COLUMNS) :]:
                 table.add_column(column, width=len("reference"))
             for texts in self._texts(metric, setting):
-                table.add_row(*map(Text, texts))  # brackets would be rich's markup
+                table.add_row(*map(rich_text, texts))
             tables.append(table)
         return tables
 

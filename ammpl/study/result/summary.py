@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ammpl.config import Scalar
+from ammpl.escaping import markdown, markdown_code, rich_text
 from ammpl.study.plan.search_plan import Plan
 from ammpl.study.result.labels import params_text
 from ammpl.study.trial import Outcome, State, Trial
@@ -137,7 +138,7 @@ class StudySummary(ABC):
 
     def markdown(self) -> str:
         """Return the tables and what must be known with them, in Markdown."""
-        return (self._markdown_tables() + "".join(f"\n{remark}\n" for remark in self.remarks)).lstrip("\n")
+        return (self._markdown_tables() + "".join(f"\n{markdown(remark)}\n" for remark in self.remarks)).lstrip("\n")
 
     @property
     def remarks(self) -> list[str]:
@@ -152,9 +153,11 @@ class StudySummary(ABC):
         return {**data, "folder": self.folder.name}
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, names: bool = False) -> str:
+    """Return a table of plain texts in Markdown; with ``names`` its first column is set as code."""
+    first = markdown_code if names else markdown
+    shown = [[first(name), *map(markdown, texts)] for name, *texts in rows]
+    lines = [[*map(markdown, header)], ["---"] * len(header), *shown]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -223,23 +226,26 @@ class Summary(StudySummary):
     def tables(self) -> list[Table]:
         """Return the table for the terminal, where it has rows: a row a method, or a column with many metrics."""
         if self.front:
-            title = f"{self.study}: the Pareto front, mean ± sd over n repeats"
-            table = Table("trial", "n", *self.objectives, "parameters", title=title, title_justify="left")
+            title = rich_text(f"{self.study}: the Pareto front, mean ± sd over n repeats", "table.title")
+            table = Table(title=title, title_justify="left")
+            for name in ("trial", "n", *self.objectives, "parameters"):
+                table.add_column(rich_text(name))
             for line in self._front_texts():
-                table.add_row(*line)
+                table.add_row(*map(rich_text, line))
             return [table]
         if not self.rows:
             return []
         lines = [["method", "n", *self.metrics], *self._texts()]
-        table = Table(title=f"{self.study}: mean ± sd over n fresh repeats", title_justify="left")
+        title = rich_text(f"{self.study}: mean ± sd over n fresh repeats", "table.title")
+        table = Table(title=title, title_justify="left")
         if len(self.metrics) > MOST_COLUMNS:
             lines = [list(line) for line in zip(*lines, strict=True)]
             table.box = SIMPLE_HEAD
         for column, name in enumerate(lines[0]):
             header = name.replace(" (", "\n(") if table.box is SIMPLE_HEAD else name
-            table.add_column(header, justify="right" if column else "left", no_wrap=True)
+            table.add_column(rich_text(header), justify="right" if column else "left", no_wrap=True)
         for line in lines[1:]:
-            table.add_row(*line)
+            table.add_row(*map(rich_text, line))
         return [table]
 
     def _texts(self) -> Iterable[list[str]]:

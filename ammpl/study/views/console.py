@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ammpl.escaping import rich_text, terminal, terminal_line
 from ammpl.study.result.labels import params_text
 from ammpl.study.space.budget import duration_text, trials_text
 from ammpl.study.trial import Outcome, State, Trial
@@ -125,7 +126,7 @@ class Console:
             if self._budget_seconds is not None and trial.phase == next(iter(self._totals)):
                 count += f" in {'' if total is None else 'at most '}{duration_text(self._budget_seconds)}"
             goal = f", {self._direction} {self._metric}" if trial.phase == "search" else ""
-            self._line(f"{trial.phase}: {count}{goal}")
+            self._line(terminal_line(f"{trial.phase}: {count}{goal}"))
 
     def trial_reported(self, trial: Trial, step: int, metrics: Mapping[str, float]) -> None:
         """Show the trial's latest value."""
@@ -141,7 +142,7 @@ class Console:
             is_best = self._is_best(trial, outcome)
             done = sum(1 for other in self._finished.values() if other.trial.phase == trial.phase)
         self._line(
-            f"[{_of(done, self._totals.get(trial.phase, 0))}] {_ending(ended)}"
+            f"[{_of(done, self._totals.get(trial.phase, 0))}] {terminal_line(_ending(ended))}"
             + (f"  ({self._best_so_far()})" if is_best else "")
         )
 
@@ -158,7 +159,7 @@ class Console:
         """Say something: above the live view, or as a line."""
         if self._live is not None:
             with contextlib.suppress(Exception):
-                self._live.console.print(Text(text))
+                self._live.console.print(rich_text(text))
         else:
             self._line(text)
 
@@ -218,7 +219,7 @@ class Console:
             return
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         with contextlib.suppress(OSError, ValueError):  # nobody reads on; the study goes on
-            print(text.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
+            print(terminal(text).encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
 
     def _frame(self) -> RenderableType:
         with self._lock:
@@ -240,23 +241,24 @@ class Console:
             if running:
                 counts.append(f"{running} running", "cyan")
             bar = ProgressBar(total=None if total is None else max(total, done, 1), completed=done)
-            table.add_row(Text(phase, "bold"), bar, _of(done, total), counts)
+            table.add_row(Text(terminal_line(phase), "bold"), bar, _of(done, total), counts)
         return [table]
 
     def _best_and_running(self) -> list[RenderableType]:
         lines: list[RenderableType] = []
         if self._best:
-            line = Text.assemble(("best  ", "bold green"), f"{self._metric} {_number(self._best.value)}  ")
+            value = terminal_line(f"{self._metric} {_number(self._best.value)}")
+            line = Text.assemble(("best  ", "bold green"), f"{value}  ")
             key = self._best.trial.key
             if self._repeats > 1:
                 key = key.removesuffix(f"-r{self._best.trial.repeat}") + f" (mean of {self._repeats})"
-            line.append(f"{key}  {params_text(self._best.trial.params)}")
+            line.append(terminal_line(f"{key}  {params_text(self._best.trial.params)}"))
             lines.append(line)
         for running in list(self._running.values())[:_MOST_RUNNING]:
-            line = Text.assemble((f"  {running.trial.key}", "cyan"))
+            line = Text.assemble((terminal_line(f"  {running.trial.key}"), "cyan"))
             if running.step is not None:
                 line.append(f"  step {running.step}  {_number(running.value)}")
-            line.append(f"  {params_text(running.trial.params)}", "dim")
+            line.append(terminal_line(f"  {params_text(running.trial.params)}"), "dim")
             lines.append(line)
         if len(self._running) > _MOST_RUNNING:
             lines.append(Text(f"  and {len(self._running) - _MOST_RUNNING} more", "cyan"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ammpl.escaping import markdown
 from ammpl.study.views.mlflow_model import log_winner
 from ammpl.study.views.writer_pipe import Event, Retries, first_line
 
@@ -204,7 +205,7 @@ class Runs(Retries):
 
     def _note(self, table: str = "", result: str = "") -> str:
         """Return what the study's page says: the result first, as the UI folds all but the first lines."""
-        head = f"**{result}**" if result else ""
+        head = f"**{markdown(result)}**" if result else ""
         parts = (head, self.study["description"], table, self.study.get("details", ""))
         return "\n\n".join(part.strip() for part in parts if part.strip())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+from ammpl.escaping import markdown, markdown_code
 from ammpl.study.result.ablation_summary import AblationSummary
 from ammpl.study.result.labels import symbol, symbols_text, value_text
 from ammpl.study.result.summary import StudySummary, Summary, markdown_table
@@ -16,20 +18,21 @@ from ammpl.study.trial import State
 
 def question(space: StudySpace) -> str:
     """Return the question, and what it is asked of."""
-    return (f"{space.description}\n\n" if space.description else "") + _setting(space)
+    paragraphs = re.split(r"\n\s*\n", space.description or "")
+    return "\n\n".join(markdown(text) for text in (*paragraphs, _setting(space)) if text.strip())
 
 
 def details(space: StudySpace) -> str:
     """Return what is searched or compared to answer it."""
     if isinstance(space, AblationSpace):
-        title = f"Compared with the reference, `{space.reference}`:"
-        rows = [[f"`{name}`", symbols_text(values) or "as the reference"] for name, values in space.variants.items()]
-        table = markdown_table(["variant", "differs by"], rows)
+        title = f"Compared with the reference, {markdown_code(space.reference)}:"
+        rows = [[name, symbols_text(values) or "as the reference"] for name, values in space.variants.items()]
+        table = markdown_table(["variant", "differs by"], rows, names=True)
     else:
         title = "Searched:"
         lines = {name: _drawn(parameter.written()) for name, parameter in space.parameters.items()}
-        rows = [[f"`{name}`", symbol(name), values] for name, values in lines.items()]
-        table = markdown_table(["parameter", "in names", "values"], rows)
+        rows = [[name, symbol(name), values] for name, values in lines.items()]
+        table = markdown_table(["parameter", "in names", "values"], rows, names=True)
     return f"{title}\n\n{table}"
 
 
@@ -62,9 +65,10 @@ def closing(summary: StudySummary) -> str:
     """Return what came out, and how the trials ended."""
     lines = []
     if isinstance(summary, Summary) and summary.winner is not None:
-        lines.append(f"Winner: **trial {summary.winner}**, {symbols_text(summary.rows[0].params)}.")
+        params = markdown(symbols_text(summary.rows[0].params))
+        lines.append(f"Winner: **trial {markdown(summary.winner)}**, {params}.")
     if summary.unshown:
-        lines.append(f"{summary.unshown}.")
+        lines.append(f"{markdown(summary.unshown)}.")
     states = [state for state in State if any(str(state) in counts for counts in summary.counts.values())]
     rows = [[phase, *(str(counts.get(str(state), 0)) for state in states)] for phase, counts in summary.counts.items()]
     ended = markdown_table(["trials", *map(str, states)], rows) if rows else ""
