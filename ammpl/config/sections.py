@@ -28,7 +28,8 @@ class BackboneConfig(Section):
         name: ``tiny-glyph`` (embedded, no download) or an open_clip ViT architecture such as ``ViT-B-16``.
         pretrained: a pretrained tag of open_clip, the path of a checkpoint, or ``random`` (benchmarks). None takes
             the embedded backbone's own weights; open_clip architectures need a value.
-        precision: in which its transformer blocks compute: ``fp32``, the exact reference; ``bf16``, slow where the
+        precision: in which its transformer blocks compute: ``fp32``, the exact reference; ``tf32``, fp32 whose
+            products a GPU computes from factors of 10 bits, without one the same as fp32; ``bf16``, slow where the
             processor has no instructions for it; ``auto``, bf16 where it has. The rest is always fp32: learnables,
             masks, features, logits.
         compile: whether a GPU runs the image tower's blocks through torch.compile, which takes its time at a worker's
@@ -37,7 +38,7 @@ class BackboneConfig(Section):
 
     name: str = "tiny-glyph"
     pretrained: str | None = None
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"
     compile: bool = False
 
 
@@ -283,7 +284,8 @@ class TrainingConfig(Section):
             loss by less get no gradient, |dL/ds| < tolerance; 0 is exact. ``train/skipped_pairs`` and
             ``train/skipped_gradient`` are then their number and the sum of their |dL/ds|, means over steps.
         chunk: with masks of scope ``class`` or ``text``, pairs in flight: bounds the memory, and changes sums in their
-            last digits only. None takes what two gigabytes hold, on a GPU half of its free memory.
+            last digits only. None takes what two gigabytes hold, on a GPU two thirds of this process's share of it.
+        deterministic: whether a GPU takes only algorithms that give the same bits each time; a processor always does.
     """
 
     steps: int | None = Field(None, ge=0)
@@ -298,6 +300,7 @@ class TrainingConfig(Section):
     probe_masks: bool = False
     grad_tolerance: float = Field(0.0, ge=0)
     chunk: int | None = Field(None, ge=1)
+    deterministic: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:

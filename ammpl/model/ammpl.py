@@ -15,8 +15,9 @@ Shapes: B images, C classes, G 1 or C, N patches, T text width, V vision width, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,26 @@ from torch import Tensor, nn
 from ammpl.config import METHODS, ModelConfig, SeedConfig
 from ammpl.errors import UserError
 from ammpl.model.backbone import Backbone
-from ammpl.model.image_prompt import ImagePrompt, seeded_generator
+from ammpl.model.image_prompt import ImagePrompt, seeded_generator, to_device
 from ammpl.model.interaction import LightNetwork
 from ammpl.model.text_prompt import Classes, TextPrompt, sentence_features
 from ammpl.model.tokens import CoupledTokens, VisualTokens
 
 MaskChange = Callable[[Tensor], Tensor]
 """Evaluation masks (G, N) -> those that stand in for them."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What one training step draws at random, on the device: a function of seed and step alone.
+
+    Attributes:
+        uniform_BGN: what masks are drawn from, uniform in (0, 1); None without masks.
+        filler_NV: the step's padding of pixels; None where there is none.
+    """
+
+    uniform_BGN: Tensor | None = None
+    filler_NV: Tensor | None = None
 
 
 def check_model(config: ModelConfig, backbone: Backbone) -> None:
@@ -146,6 +160,9 @@ class AMMPL(nn.Module):
         normalised feature less the mean of the trained classes'. What all classes share would give all the same mask.
         """
         classes = self.text_prompt.classes(names)
+        if self.config.candidates is not None:
+            ranking_CD = sentence_features(self.backbone, self.text_prompt.template, classes.names)
+            classes = replace(classes, ranking_CD=ranking_CD)
         if self.image_prompt is None or self.config.mask.scope != "text":
             return classes
 
@@ -163,13 +180,27 @@ class AMMPL(nn.Module):
             classes: from :meth:`classes`.
             step: the training step, from 0; with the noise seed it decides every random draw.
         """
+        images = len(patches_BNV) if patches_BNV is not None else 0
+        return self.scores(patches_BNV, pooled_BD, classes, self.draws(images, classes, step))
+
+    def draws(self, images: int, classes: Classes, step: int) -> Draws:
+        """Return what a training step draws: noise for every image and class, candidate or not.
+
+        It is drawn on the CPU, the same on every device, and on its way to a GPU when this returns.
+        """
         if self.image_prompt is None:
-            return self._score(patches_BNV, pooled_BD, classes, None, step)
-        assert patches_BNV is not None
-        rows_G = self.image_prompt.rows(classes.trained_C)
-        uniform_BGN = self.training_noise(len(patches_BNV), len(rows_G), step)
-        mask_BGN = self.image_prompt.mask.sample(rows_G, uniform_BGN, classes.apart_CD)
-        return self._score(patches_BNV, pooled_BD, classes, mask_BGN, step)
+            return Draws()
+        groups = len(self.image_prompt.rows(classes.trained_C))
+        return Draws(self.training_noise(images, groups, step), self.image_prompt.filler(step))
+
+    def scores(self, patches_BNV: Tensor | None, pooled_BD: Tensor | None, classes: Classes, draws: Draws) -> Tensor:
+        """Return training logits (B, C) like :meth:`forward`, from what the step has drawn: nothing random is left."""
+        mask_BGN = None
+        if self.image_prompt is not None:
+            assert draws.uniform_BGN is not None
+            rows_G = self.image_prompt.rows(classes.trained_C)
+            mask_BGN = self.image_prompt.mask.sample(rows_G, draws.uniform_BGN, classes.apart_CD)
+        return self._score(patches_BNV, pooled_BD, classes, mask_BGN, draws.filler_NV)
 
     @torch.no_grad()
     def predict(
@@ -194,32 +225,61 @@ class AMMPL(nn.Module):
         """
         if self.image_prompt is None:
             return self._score(patches_BNV, pooled_BD, classes, None, None)
-        candidates_BC = None if every_class else self.candidates(pooled_BD, classes)
-        rows_G = self.image_prompt.rows(classes.trained_C)
-        sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
-        draws = self.config.mask.samples if sampled else 1
+        top_BK = None if every_class else self.candidates(pooled_BD, classes)
+        filler_NV = self.image_prompt.filler(None)
         logits = []
-        for draw in range(draws):
-            uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
-            mask_GN = self.image_prompt.mask.evaluate(rows_G, uniform_GN, classes.apart_CD)
+        for mask_GN in self._evaluation_masks(classes):
             if change is not None:
                 mask_GN = change(mask_GN)
-            if candidates_BC is None:
-                logits.append(self._score(patches_BNV, pooled_BD, classes, mask_GN[None], None))
-            else:
-                assert patches_BNV is not None
-                image_R, class_R = candidates_BC.nonzero(as_tuple=True)
-                mask_RN = mask_GN[class_R]
-                scores_R = self.score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, mask_RN, None)
-                nothing_BC = scores_R.new_full(candidates_BC.shape, -torch.inf)
-                logits.append(nothing_BC.index_put((image_R, class_R), scores_R))
-        if draws == 1:
+            whole = self.image_prompt.whole(mask_GN)
+            logits.append(self.score_masked(patches_BNV, pooled_BD, classes, top_BK, mask_GN, whole, filler_NV))
+        if len(logits) == 1:
             return logits[0]
-        return torch.stack(logits).log_softmax(-1).logsumexp(0) - torch.tensor(float(draws)).log()
+        return torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+    def _evaluation_masks(self, classes: Classes) -> Iterator[Tensor]:
+        """Yield the masks (G, N) of each draw that evaluation takes."""
+        assert self.image_prompt is not None
+        rows_G = self.image_prompt.rows(classes.trained_C)
+        sampled = self.config.mask.evaluation == "samples" and self.config.mask.kind == "learned"
+        for draw in range(self.config.mask.samples if sampled else 1):
+            uniform_GN = self._uniform((len(rows_G),), "evaluation mask", draw)
+            yield self.image_prompt.mask.evaluate(rows_G, uniform_GN, classes.apart_CD)
+
+    def score_masked(
+        self,
+        patches_BNV: Tensor | None,
+        pooled_BD: Tensor | None,
+        classes: Classes,
+        top_BK: Tensor | None,
+        mask_GN: Tensor,
+        whole: Sequence[bool],
+        filler_NV: Tensor | None,
+    ) -> Tensor:
+        """Return evaluation logits (B, C) with these masks, minus infinity of classes that are no candidates.
+
+        Args:
+            patches_BNV: patch tokens.
+            pooled_BD: frozen image features, where :attr:`reads_pooled`.
+            classes: from :meth:`classes`.
+            top_BK: from :meth:`candidates`.
+            mask_GN: 1 keeps.
+            whole: which of the masks keep everything.
+            filler_NV: see :attr:`Draws.filler_NV`.
+        """
+        if top_BK is None:
+            return self._score(patches_BNV, pooled_BD, classes, mask_GN[None], filler_NV, whole)
+        assert patches_BNV is not None
+        (B, K), C = top_BK.shape, len(classes.names)
+        image_R = torch.arange(B, device=top_BK.device).repeat_interleave(K, output_size=B * K)
+        class_R = top_BK.flatten()
+        mask_RN = mask_GN[class_R]
+        scores_R = self._score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, mask_RN, filler_NV, whole)
+        return scores_R.new_full((B, C), -torch.inf).scatter(1, top_BK, scores_R.view(B, K))
 
     @torch.no_grad()
     def candidates(self, pooled_BD: Tensor | None, classes: Classes) -> Tensor | None:
-        """Return which classes are scored for each image, (B, C) of bool; None is every class.
+        """Return the classes that are scored for each image, (B, K); None is every class.
 
         Args:
             pooled_BD: frozen image features.
@@ -228,10 +288,8 @@ class AMMPL(nn.Module):
         K = self.config.candidates
         if K is None or len(classes.names) <= K:
             return None
-        assert pooled_BD is not None
-        text_CD = sentence_features(self.backbone, self.text_prompt.template, classes.names)
-        cosine_BC = F.normalize(pooled_BD, dim=-1) @ F.normalize(text_CD, dim=-1).T
-        return torch.zeros_like(cosine_BC, dtype=torch.bool).scatter_(1, cosine_BC.topk(K).indices, True)
+        assert pooled_BD is not None and classes.ranking_CD is not None
+        return (F.normalize(pooled_BD, dim=-1) @ F.normalize(classes.ranking_CD, dim=-1).T).topk(K).indices
 
     def text_alone(self, classes: Classes, deeper_JMT: Tensor | None = None) -> Tensor | None:
         """Return the text features Z0 (C, D) of the context alone; None where nothing reads them."""
@@ -250,7 +308,8 @@ class AMMPL(nn.Module):
         pooled_BD: Tensor | None,
         classes: Classes,
         mask_BGN: Tensor | None,
-        step: int | None,
+        filler_NV: Tensor | None,
+        whole: Sequence[bool] = (),
     ) -> Tensor:
         extra_JnV = deeper_JMT = None
         if self.tokens is not None:
@@ -271,8 +330,8 @@ class AMMPL(nn.Module):
                 if len(text_GV) != mask_BGN.shape[1]:  # scope task: one padding hears all classes
                     text_GV = text_GV.mean(0, keepdim=True)
             rows_G = self.image_prompt.rows(classes.trained_C)
-            paddings = self.image_prompt.paddings(rows_G, text_GV, step, classes.apart_CD)
-            image_BGD = self.image_prompt(patches_BNV, mask_BGN, paddings)
+            paddings = self.image_prompt.paddings(rows_G, text_GV, filler_NV, classes.apart_CD)
+            image_BGD = self.image_prompt(patches_BNV, mask_BGN, paddings, whole)
 
         if self.image_to_text is None:
             text_BCD = alone_CD
@@ -292,10 +351,9 @@ class AMMPL(nn.Module):
         classes: Classes,
         image_R: Tensor,
         class_R: Tensor,
-        noise_or_mask_RN: Tensor,
-        step: int | None,
+        draws: Draws,
     ) -> Tensor:
-        """Return the logits (R,) of some (image, class) pairs, where every class has an image pass of its own.
+        """Return the training logits (R,) of some (image, class) pairs, each of which has an image pass of its own.
 
         Args:
             patches_BNV: patch tokens.
@@ -303,23 +361,42 @@ class AMMPL(nn.Module):
             classes: from :meth:`classes`.
             image_R: each pair's image.
             class_R: each pair's class.
-            noise_or_mask_RN: each pair's part of :meth:`training_noise`; at evaluation its mask.
-            step: the training step; None is evaluation.
+            draws: from :meth:`draws`, those of every image and class.
         """
+        assert self.image_prompt is not None and draws.uniform_BGN is not None
+        rows_C = self.image_prompt.rows(classes.trained_C)
+        apart_RD = None if classes.apart_CD is None else classes.apart_CD[class_R]
+        uniform_1RN = draws.uniform_BGN[image_R, class_R][None]
+        mask_RN = self.image_prompt.mask.sample(rows_C[class_R], uniform_1RN, apart_RD)[0]
+        return self._score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, mask_RN, draws.filler_NV)
+
+    def _score_pairs(
+        self,
+        patches_BNV: Tensor,
+        pooled_BD: Tensor | None,
+        classes: Classes,
+        image_R: Tensor,
+        class_R: Tensor,
+        mask_RN: Tensor,
+        filler_NV: Tensor | None,
+        whole_C: Sequence[bool] = (),
+    ) -> Tensor:
         assert self.image_prompt is not None
-        mask = self.image_prompt.mask
-        few, place_R = class_R.unique(return_inverse=True)
-        chosen = classes.at(few)
+        whole_R: Sequence[bool] = ()
+        if all(whole_C):
+            whole_R = [True] * len(class_R) if whole_C else ()
+        elif any(whole_C) and not self.backbone.static_shapes:
+            whole_R = [whole_C[index] for index in class_R.tolist()]
+        chosen, place_R = classes, class_R
+        if not self.backbone.static_shapes:  # only what these pairs need
+            few, place_R = class_R.unique(return_inverse=True)
+            chosen = classes.at(few)
         rows_C = self.image_prompt.rows(chosen.trained_C)
 
         alone_CD = self.text_alone(chosen)
-        mask_RN = noise_or_mask_RN
-        if step is not None:
-            apart_RD = None if chosen.apart_CD is None else chosen.apart_CD[place_R]
-            mask_RN = mask.sample(rows_C[place_R], noise_or_mask_RN[None], apart_RD)[0]
         text_CV = self.text_to_image(alone_CD) if self.text_to_image is not None else None
-        paddings = self.image_prompt.paddings(rows_C, text_CV, step, chosen.apart_CD)
-        image_RD = self.image_prompt.of_pairs(patches_BNV, image_R, mask_RN, paddings, place_R, evaluates=step is None)
+        paddings = self.image_prompt.paddings(rows_C, text_CV, filler_NV, chosen.apart_CD)
+        image_RD = self.image_prompt.of_pairs(patches_BNV, image_R, mask_RN, paddings, place_R, whole_R)
 
         if self.image_to_text is None:
             assert alone_CD is not None
@@ -339,4 +416,4 @@ class AMMPL(nn.Module):
         generator = seeded_generator(self.seeds.noise, *purpose)
         # Drawn in fp32 whatever the weights are: the same masks in every precision.
         noise = torch.rand((*leading, self.backbone.patch_count), generator=generator)
-        return noise.to(dtype=self.backbone.dtype, device=self.backbone.device)
+        return to_device(noise.to(self.backbone.dtype), self.backbone.device)

@@ -25,11 +25,19 @@ from torch import Tensor, nn
 from ammpl.config import BackboneConfig
 from ammpl.errors import UserError, did_you_mean
 from ammpl.model import tiny_glyph
-from ammpl.model.blocks import Layout, run_block, run_causal_block, run_last_block, run_last_causal_block
+from ammpl.model.blocks import (
+    Layout,
+    run_block,
+    run_causal_block,
+    run_last_block,
+    run_last_block_to_ends,
+    run_last_causal_block,
+)
 from ammpl.model.weights import create_clip, tags_text
 
-Repad = Callable[[int, Tensor], Tensor]
-"""(block index, tokens after the position embedding (B, N, V)) -> the same tokens, masked ones written again."""
+Repad = Callable[[int, Tensor], Tensor | None]
+"""(block index, tokens after the position embedding (B, N, V)) -> the same tokens, masked ones written again; None
+where they stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,26 @@ class Backbone:
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._mean, self._std = mean.view(3, 1, 1), std.view(3, 1, 1)
         self._run_block = run_block
+        self.tf32 = False  # whether a GPU's products round their factors
+        self._static_shapes: bool | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return cast(torch.device, self.clip.positional_embedding.device)
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether no shape depends on data, as a GPU's recorded steps need; a processor spares work instead.
+
+        It decides how computations are laid out (texts padded to one length, or in groups by length; all classes, or
+        those that are needed), not their results. The device decides; tests set it.
+        """
+        return self.device.type == "cuda" if self._static_shapes is None else self._static_shapes
+
+    @static_shapes.setter
+    def static_shapes(self, value: bool) -> None:
+        self._static_shapes = value
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,11 +144,13 @@ class Backbone:
     @property
     def precision(self) -> str:
         """Of the blocks, as configurations write it (fp64, which is for tests, is none of theirs); for records."""
-        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.block_dtype, str(self.block_dtype))
+        single = "tf32" if self.tf32 else "fp32"
+        return {torch.bfloat16: "bf16", torch.float32: single}.get(self.block_dtype, str(self.block_dtype))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
         """Move or cast the weights in place; return self."""
         self.clip.to(device=device, dtype=dtype)
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         return self
 
     def cast_blocks(self, dtype: torch.dtype) -> Backbone:
@@ -188,8 +213,9 @@ class Backbone:
         *blocks, last = visual.transformer.resblocks
         for index, block in enumerate([*blocks, last]):
             if repad is not None and index > 0:
-                padded = repad(index, tokens[:, 1 : 1 + N]).to(self.block_dtype)
-                tokens = torch.cat([tokens[:, :1], padded, tokens[:, 1 + N :]], dim=1)
+                padded = repad(index, tokens[:, 1 : 1 + N])
+                if padded is not None:
+                    tokens = torch.cat([tokens[:, :1], padded.to(self.block_dtype), tokens[:, 1 + N :]], dim=1)
             if extra_JnV is not None and 0 < index < len(extra_JnV):
                 extra = extra_JnV[index].to(self.block_dtype).expand(B, -1, -1)
                 tokens = torch.cat([tokens[:, : 1 + N], extra], dim=1)
@@ -232,8 +258,10 @@ class Backbone:
 
         Args:
             embeddings_BLT: start token, context, name, end token, then anything; before positions.
-            ends_B: index of the end token in each prompt; on the CPU.
+            ends_B: index of the end token in each prompt; from :meth:`ends`.
         """
+        if self.static_shapes:
+            return self._filled_text_features(embeddings_BLT, ends_B, None)
         nothing = embeddings_BLT.new_empty(0, 0, embeddings_BLT.shape[2])
         return self._text_features(nothing, embeddings_BLT, ends_B, None)[0]
 
@@ -242,16 +270,34 @@ class Backbone:
     ) -> Tensor:
         """Return features (B, C, D) of every prefix followed by every suffix.
 
-        Equal to :meth:`text_features` of the B x C concatenations, but what precedes the names is run once a prefix:
-        attention is causal, so it does not depend on what follows.
+        Equal to :meth:`text_features` of the B x C concatenations, which a GPU runs. A processor runs what precedes
+        the names once a prefix: attention is causal, so it does not depend on what follows.
 
         Args:
             prefixes_BPT: start token and context, one for each image; before positions.
             suffixes_CST: name, end token, then anything; before positions.
-            ends_C: index of the end token in each suffix; on the CPU.
+            ends_C: index of the end token in each suffix; on the device of :meth:`ends`.
             deeper_JMT: tokens that take the places of the context, without a position, before block 1, 2, ...
         """
-        return self._text_features(prefixes_BPT, suffixes_CST, ends_C, deeper_JMT)
+        if not self.static_shapes:
+            return self._text_features(prefixes_BPT, suffixes_CST, ends_C, deeper_JMT)
+        (B, P, _), C = prefixes_BPT.shape, len(suffixes_CST)
+        prefixes, suffixes = prefixes_BPT[:, None].expand(-1, C, -1, -1), suffixes_CST.expand(B, -1, -1, -1)
+        whole_RLT = torch.cat([prefixes, suffixes], dim=2).flatten(0, 1)
+        return self._filled_text_features(whole_RLT, (ends_C + P).repeat(B), deeper_JMT).view(B, C, -1)
+
+    def _filled_text_features(self, embeddings_RLT: Tensor, ends_R: Tensor, deeper_JMT: Tensor | None) -> Tensor:
+        """Return features (R, D) of sequences that are filled up to one length."""
+        tokens = (embeddings_RLT + self.clip.positional_embedding[: embeddings_RLT.shape[1]]).to(self.block_dtype)
+        *blocks, last = self.clip.transformer.resblocks
+        for index, block in enumerate([*blocks, last]):
+            if deeper_JMT is not None and 0 < index <= len(deeper_JMT):
+                deeper_RMT = deeper_JMT[index - 1].to(self.block_dtype).expand(len(tokens), -1, -1)
+                tokens = torch.cat([tokens[:, :1], deeper_RMT, tokens[:, 1 + deeper_RMT.shape[1] :]], dim=1)
+            if block is not last:
+                tokens = run_block(block, tokens, causal=True)
+        ends_RT = run_last_block_to_ends(last, tokens, ends_R).to(self.dtype)
+        return cast(Tensor, self.clip.ln_final(ends_RT) @ self.clip.text_projection)
 
     def _text_features(
         self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None
@@ -280,15 +326,18 @@ class Backbone:
         features_BCD = torch.cat([group.view(max(B, 1), -1, group.shape[1]) for group in by_group], dim=1)
         return features_BCD[:, torch.cat(members).argsort()]
 
+    def ends(self, ends: Sequence[int]) -> Tensor:
+        """Return indices of end tokens where :meth:`text_features` takes them from."""
+        return torch.tensor(ends, device=self.device if self.static_shapes else "cpu")
+
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the features (n, D) of whole sentences, not normalised; no gradient."""
         start, end = self.start_and_end_ids
         rows = [[start, *self.token_ids(text), end] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
-        ends = torch.tensor([len(row) - 1 for row in rows])
         with torch.no_grad():
-            return self.text_features(self.embed_ids(ids), ends)
+            return self.text_features(self.embed_ids(ids), self.ends([len(row) - 1 for row in rows]))
 
 
 def _refuse_other_towers(clip: Any, name: str) -> None:
@@ -335,6 +384,7 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     backbone = _load(config).to(device)
     if config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device)):
         backbone.cast_blocks(torch.bfloat16)
+    backbone.tf32 = config.precision == "tf32" and backbone.device.type == "cuda"
     if config.compile and backbone.device.type == "cuda":
         backbone.compile_blocks()
     return backbone

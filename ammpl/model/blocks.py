@@ -15,10 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ammpl.model.attention import attention, self_attention, split_heads
+
 
 @dataclass(frozen=True)
 class Layout:
     """Causal sequences as the rows of one matrix: no row is filling, however different their lengths.
+
+    A processor takes its time for rows. A GPU takes it for kernels, and fills sequences up to one length instead.
 
     Attributes:
         groups: of sequences of equal length, one after the other: (how many, rows of each).
@@ -49,26 +53,45 @@ class Layout:
         return [part.view(count, length, -1) for part, (count, length) in zip(parts, self.groups, strict=True)]
 
 
-def run_block(block: Any, tokens_BLW: Tensor) -> Tensor:
-    """Run one residual attention block in which every row attends to all rows of its sequence.
+def run_block(block: Any, tokens_BLW: Tensor, *, causal: bool = False) -> Tensor:
+    """Run one residual attention block on sequences of one length.
 
     Args:
         block: open_clip's module.
         tokens_BLW: its input.
+        causal: whether a row attends to itself and what precedes it; else to all rows of its sequence.
     """
     B, L, W = tokens_BLW.shape
     flat = tokens_BLW.reshape(B * L, W)
-    q, k, v = _heads(block, _qkv(block, flat).view(B, L, -1), 3)
-    return _rest(block, flat, _attention(q, k, v)).view(B, L, W)
+    mixed = self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=causal)
+    return _rest(block, flat, mixed).view(B, L, W)
 
 
 def run_last_block(block: Any, tokens_BLW: Tensor) -> Tensor:
     """Run the last such block for row 0, the one that is read from it; returns (B, W)."""
     B, L, W = tokens_BLW.shape
-    k, v = _heads(block, _qkv(block, tokens_BLW.reshape(B * L, W), slice(W, None)).view(B, L, -1), 2)
+    k, v = split_heads(
+        _qkv(block, tokens_BLW.reshape(B * L, W), slice(W, None)).view(B, L, -1), 2, block.attn.num_heads
+    )
     first_BW = tokens_BLW[:, 0]
-    (q,) = _heads(block, _qkv(block, first_BW, slice(W)).view(B, 1, W), 1)
-    return _rest(block, first_BW, _attention(q, k, v))
+    (q,) = split_heads(_qkv(block, first_BW, slice(W)).view(B, 1, W), 1, block.attn.num_heads)
+    return _rest(block, first_BW, attention(q, k, v))
+
+
+def run_last_block_to_ends(block: Any, tokens_BLW: Tensor, ends_B: Tensor) -> Tensor:
+    """Run the last causal block for one row of each sequence; returns (B, W).
+
+    Args:
+        block: open_clip's module.
+        tokens_BLW: its input.
+        ends_B: which row.
+    """
+    B, L, W = tokens_BLW.shape
+    flat = tokens_BLW.reshape(B * L, W)
+    mixed_BLW = self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=True).view(B, L, W)
+    # Not indexed: the gradient of a product is the same each time, and 0 and 1 leave every value as it is.
+    end_BL1 = (ends_B[:, None] == torch.arange(L, device=ends_B.device))[:, :, None]
+    return _rest(block, (tokens_BLW * end_BL1).sum(1), (mixed_BLW * end_BL1).sum(1))
 
 
 def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
@@ -81,8 +104,8 @@ def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
     """
     mixed, past = [], None
     for index, qkv in enumerate(layout.split(_qkv(block, rows_RW))):
-        q, k, v = _heads(block, qkv, 3)
-        mixed.append(_attention(q, *_after(past, k, v), causal=True))
+        q, k, v = split_heads(qkv, 3, block.attn.num_heads)
+        mixed.append(attention(q, *_after(past, k, v), causal=True))
         if layout.prefixes and index == 0:
             past = (k, v)
     return _rest(block, rows_RW, torch.cat(mixed))
@@ -94,17 +117,17 @@ def run_last_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor
     Returns:
         (sequences, W) in the layout's order, the prefixes left out.
     """
-    W = rows_RW.shape[1]
+    W, heads = rows_RW.shape[1], block.attn.num_heads
     keys_values = layout.split(_qkv(block, rows_RW, slice(W, None)))
     ends, past = [rows[:, -1] for rows in layout.split(rows_RW)], None
     if layout.prefixes:
-        past, keys_values, ends = _heads(block, keys_values[0], 2), keys_values[1:], ends[1:]
+        past, keys_values, ends = split_heads(keys_values[0], 2, heads), keys_values[1:], ends[1:]
     ends_BW = torch.cat(ends)
     queries = _qkv(block, ends_BW, slice(W)).split([len(end) for end in ends])
     mixed = []
     for query, key_value in zip(queries, keys_values, strict=True):
-        (q,), (k, v) = _heads(block, query[:, None], 1), _heads(block, key_value, 2)
-        mixed.append(_attention(q, *_after(past, k, v)))
+        (q,), (k, v) = split_heads(query[:, None], 1, heads), split_heads(key_value, 2, heads)
+        mixed.append(attention(q, *_after(past, k, v)))
     return _rest(block, ends_BW, torch.cat(mixed))
 
 
@@ -112,13 +135,6 @@ def _qkv(block: Any, rows_RW: Tensor, part: slice = slice(None)) -> Tensor:
     """Return queries, keys and values side by side, or a part of them."""
     weight, bias = block.attn.in_proj_weight[part], block.attn.in_proj_bias[part]
     return F.linear(block.ln_1(rows_RW), weight, bias)
-
-
-def _heads(block: Any, rows_BLX: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """Return the parts that stand side by side, each (B, H, L, E)."""
-    B, L, X = rows_BLX.shape
-    H = block.attn.num_heads
-    return rows_BLX.view(B, L, parts, H, X // parts // H).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _after(past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,29 +150,3 @@ def _rest(block: Any, rows_RW: Tensor, mixed_RW: Tensor) -> Tensor:
     """Return a block's output, from its input and what attention made of it."""
     rows_RW = rows_RW + block.ls_1(block.attn.out_proj(mixed_RW))
     return cast(Tensor, rows_RW + block.ls_2(block.mlp(block.ln_2(rows_RW))))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Return softmax(q k^T / sqrt(E)) v, heads side by side: (B * rows, W).
-
-    Args:
-        q: of the rows that attend, (B, H, rows, E).
-        k: of the rows attended to, (B, H, keys, E).
-        v: of the rows attended to, (B, H, keys, E).
-        causal: whether the rows are the last ones, and each attends to itself and what precedes it; else to all.
-    """
-    rows, keys = q.shape[2], k.shape[2]
-    visible = None
-    if causal and rows > 1:
-        visible = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
-    if q.dtype is not torch.bfloat16 or q.is_cuda:
-        square = visible is not None and rows == keys
-        mixed = F.scaled_dot_product_attention(q, k, v, None if square else visible, is_causal=square)
-    else:
-        # On a CPU the fused backward pass is as slow in bf16 as in fp32, or slower; two plain products are 3 to 20
-        # times faster and keep the probabilities, a fifth more memory.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        mixed = scores.softmax(-1) @ v
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -12,6 +12,8 @@ width, D joint width, J padding depth. Learnables have a row a class with scope 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,11 @@ def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Send a CPU tensor to a device; with a GPU, without waiting for it."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 class ProbabilityMatrix(nn.Module):
     """The probabilities of keeping each patch and the masks drawn from them.
 
@@ -44,11 +51,15 @@ class ProbabilityMatrix(nn.Module):
         from_name: with scope ``text``, the network g from a class's name to what is added to the matrix.
     """
 
+    temperature: Tensor
+
     def __init__(
         self, config: MaskConfig, rows: int, patches: int, dtype: torch.dtype, from_name: LightNetwork | None = None
     ):
         super().__init__()
         self.config = config
+        # A tensor: what a GPU has recorded for one trial serves others, whatever theirs is.
+        self.register_buffer("temperature", torch.tensor(config.temperature, dtype=dtype), persistent=False)
         if config.kind in ("learned", "binary"):
             p = torch.tensor(config.initial_probability, dtype=dtype)
             start = p.logit() if config.parameterization == "sigmoid" else p
@@ -92,7 +103,7 @@ class ProbabilityMatrix(nn.Module):
             return _straight_through(hard_GN, p_GN).expand_as(uniform_BGN)
         # The noise has finitely many values: 0 would have an infinite logit.
         noise_BGN = uniform_BGN.clamp(1e-7, 1 - 1e-7).logit()
-        soft_BGN = ((logits_GN + noise_BGN) / self.config.temperature).sigmoid()
+        soft_BGN = ((logits_GN + noise_BGN) / self.temperature).sigmoid()
         if self.config.estimator == "relaxed":
             return soft_BGN
         hard_BGN = (soft_BGN > 0.5).to(soft_BGN.dtype)
@@ -145,6 +156,7 @@ class ImagePrompt(nn.Module):
         self.backbone = backbone
         self.noise_seed = noise_seed
         self.mean_pixel = mean_pixel
+        self._plain_1V: Tensor | None = None  # one patch of a plain picture, once it was asked for
         J, V, dtype = padding.depth, backbone.vision_width, backbone.dtype
         rows = class_count if mask.scope == "class" else 1
         learned = padding.content in ("learned+text", "learned") and J > 0
@@ -168,22 +180,21 @@ class ImagePrompt(nn.Module):
         return shared_C if self.mask.config.scope == "text" else shared_C[:1]
 
     def paddings(
-        self, rows_G: Tensor, text_GV: Tensor | None, step: int | None, names_GD: Tensor | None = None
+        self, rows_G: Tensor, text_GV: Tensor | None, filler_NV: Tensor | None, names_GD: Tensor | None = None
     ) -> Tensor | None:
         """Return what stands on masked positions: (J, G, 1 or N, V), or None for depth 0.
 
         Args:
             rows_G: rows, -1 for a new class.
             text_GV: N2 of the text features, shared by the depths; None where N2 does not exist.
-            step: the training step, of which redrawn noise depends; None at evaluation.
+            filler_NV: from :meth:`filler`.
             names_GD: with scope ``text``, what sets the classes' names apart.
         """
         config, J, G = self.padding_config, self.padding_config.depth, len(rows_G)
         if J == 0:
             return None
         V = self.backbone.vision_width
-        if config.content in ("zero", "mean", "noise"):
-            filler_NV = self.filler(step)
+        if filler_NV is not None:
             return filler_NV.expand(J, G, *filler_NV.shape)
         content = torch.zeros(J, G, V, dtype=self.backbone.dtype, device=rows_G.device)
         if config.content != "text":
@@ -196,36 +207,67 @@ class ImagePrompt(nn.Module):
         return content[:, :, None]
 
     @torch.no_grad()
-    def filler(self, step: int | None) -> Tensor:
-        """Embed a picture of nothing: black, the mean colour, or Gaussian pixels; (1 or N, V)."""
+    def filler(self, step: int | None) -> Tensor | None:
+        """Embed a picture of nothing: black, the mean colour, or Gaussian pixels; (1 or N, V).
+
+        Args:
+            step: the training step, with which noise is drawn again; None at evaluation.
+
+        Returns:
+            None where paddings are no pixels, or there are none.
+        """
+        if self.padding_config.content not in ("zero", "mean", "noise") or self.padding_config.depth == 0:
+            return None
         size = self.backbone.preprocessing.size
         if self.padding_config.content == "noise":
             # Standard normal in the tower's normalised pixel space, redrawn each step, fixed at evaluation.
             generator = seeded_generator(self.noise_seed, "padding noise", step)
             pixels = torch.randn(1, 3, size, size, generator=generator)
-            pixels = pixels.to(dtype=self.backbone.dtype, device=self.backbone.device)
+            pixels = to_device(pixels.to(self.backbone.dtype), self.backbone.device)
             return self.backbone.embed_patches(pixels)[0]
+        if self._plain_1V is not None:
+            return self._plain_1V
         colour = (0.0, 0.0, 0.0) if self.padding_config.content == "zero" else self.mean_pixel
         # In [0, 255] but not rounded: normalize() divides by 255.
         plain = torch.tensor(colour).mul(255).view(1, 3, 1, 1).expand(1, 3, size, size)
-        return self.backbone.embed_patches(self.backbone.normalize(plain))[0, :1]
+        self._plain_1V = self.backbone.embed_patches(self.backbone.normalize(plain))[0, :1]
+        return self._plain_1V
 
-    def forward(self, patches_BNV: Tensor, mask_BGN: Tensor, paddings_JGNV: Tensor | None) -> Tensor:
+    def whole(self, mask_GN: Tensor) -> list[bool]:
+        """Return which masks keep everything: their images are the plain one, one pass for all of them.
+
+        The one thing that evaluation waits for a GPU to tell.
+        """
+        return cast(list[bool], (mask_GN == 1).all(-1).tolist())
+
+    def forward(
+        self, patches_BNV: Tensor, mask_BGN: Tensor, paddings_JGNV: Tensor | None, whole: Sequence[bool] = ()
+    ) -> Tensor:
         """Return image features X (B, G, D), not normalised.
 
         Args:
             patches_BNV: patch tokens before positions.
             mask_BGN: 1 keeps; B may be 1.
             paddings_JGNV: from :meth:`paddings`.
+            whole: from :meth:`whole`, where all images have the same masks.
         """
         B, G = len(patches_BNV), mask_BGN.shape[1]
-        device = patches_BNV.device
-        image_R = torch.arange(B, device=device).repeat_interleave(G)
-        groups_R = torch.arange(G, device=device).repeat(B)
-        mask_RN = mask_BGN.expand(B, -1, -1).flatten(0, 1)
-        fixed = len(mask_BGN) == 1 and not torch.is_grad_enabled()
-        features_RD = self.of_pairs(patches_BNV, image_R, mask_RN, paddings_JGNV, groups_R, evaluates=fixed)
-        return features_RD.view(B, G, -1)
+        if any(whole):
+            features_BGD = self.backbone.image_features(patches_BNV)[:, None].expand(-1, G, -1)
+            if rest := [group for group, keeps in enumerate(whole) if not keeps]:
+                paddings = None if paddings_JGNV is None else paddings_JGNV[:, rest]
+                features_BGD = features_BGD.clone()
+                features_BGD[:, rest] = self.forward(patches_BNV, mask_BGN[:, rest], paddings)
+            return features_BGD
+        keep_RN1 = mask_BGN.expand(B, -1, -1).reshape(B * G, -1, 1)
+        patches_RNV = patches_BNV[:, None].expand(-1, G, -1, -1).flatten(0, 1)
+
+        def padding(depth: int) -> Tensor:
+            assert paddings_JGNV is not None
+            return paddings_JGNV[depth][None].expand(B, -1, -1, -1).flatten(0, 1)
+
+        depths = 0 if paddings_JGNV is None else len(paddings_JGNV)
+        return self._features(patches_RNV, keep_RN1, padding, depths).view(B, G, -1)
 
     def of_pairs(
         self,
@@ -234,8 +276,7 @@ class ImagePrompt(nn.Module):
         mask_RN: Tensor,
         paddings_JGNV: Tensor | None,
         groups_R: Tensor,
-        *,
-        evaluates: bool,
+        whole_R: Sequence[bool] = (),
     ) -> Tensor:
         """Return image features (R, D) of (image, mask) pairs, not normalised.
 
@@ -245,36 +286,46 @@ class ImagePrompt(nn.Module):
             mask_RN: each pair's mask, 1 keeps.
             paddings_JGNV: from :meth:`paddings`.
             groups_R: which of the G paddings each pair gets.
-            evaluates: masks that keep everything share a pass of the plain image; without gradients only.
+            whole_R: which masks keep everything.
         """
-        if evaluates:
-            whole_R = (mask_RN == 1).all(-1)
-            if whole_R.any():
-                plain, place_R = image_R[whole_R].unique(return_inverse=True)
-                plain_RD = self.backbone.image_features(patches_BNV[plain])[place_R]
-                features_RD = plain_RD.new_empty(len(mask_RN), plain_RD.shape[1])
-                features_RD[whole_R] = plain_RD
-                if not whole_R.all():
-                    rest = ~whole_R
-                    features_RD[rest] = self.of_pairs(
-                        patches_BNV, image_R[rest], mask_RN[rest], paddings_JGNV, groups_R[rest], evaluates=False
-                    )
-                return features_RD
-        keep = mask_RN[:, :, None]
-        tokens = keep * patches_BNV[image_R]
-        if paddings_JGNV is None:
-            return self.backbone.image_features(tokens)
+        if any(whole_R):
+            features_RD = self.backbone.image_features(patches_BNV)[image_R]
+            if rest := [pair for pair, keeps in enumerate(whole_R) if not keeps]:
+                features_RD[rest] = self.of_pairs(
+                    patches_BNV, image_R[rest], mask_RN[rest], paddings_JGNV, groups_R[rest]
+                )
+            return features_RD
 
-        tokens = tokens + (1 - keep) * paddings_JGNV[0][groups_R]
+        def padding(depth: int) -> Tensor:
+            assert paddings_JGNV is not None
+            return paddings_JGNV[depth][groups_R]
+
+        depths = 0 if paddings_JGNV is None else len(paddings_JGNV)
+        return self._features(patches_BNV[image_R], mask_RN[:, :, None], padding, depths)
+
+    def _features(
+        self, patches_RNV: Tensor, keep_RN1: Tensor, padding: Callable[[int], Tensor], depths: int
+    ) -> Tensor:
+        """Return image features (R, D) of masked images.
+
+        Args:
+            patches_RNV: patch tokens before positions.
+            keep_RN1: masks, 1 keeps.
+            padding: depth -> what stands on masked positions there, (R, 1 or N, V).
+            depths: J.
+        """
+        tokens = keep_RN1 * patches_RNV
+        if depths == 0:
+            return self.backbone.image_features(tokens)
+        tokens = tokens + (1 - keep_RN1) * padding(0)
         positions_NV = self.backbone.vision_positions_NV
 
-        def repad(block: int, tokens: Tensor) -> Tensor:
-            if block >= len(paddings_JGNV):
-                return tokens
-            return keep * tokens + (1 - keep) * (paddings_JGNV[block][groups_R] + positions_NV)
+        def repad(block: int, tokens: Tensor) -> Tensor | None:
+            if block >= depths:
+                return None
+            return keep_RN1 * tokens + (1 - keep_RN1) * (padding(block) + positions_NV)
 
-        deep = repad if len(paddings_JGNV) > 1 else None
-        return self.backbone.image_features(tokens, deep)
+        return self.backbone.image_features(tokens, repad if depths > 1 else None)
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class LightNetwork(nn.Module):
         dtype: of the weights.
     """
 
+    strength: Tensor
+
     def __init__(
         self,
         joint_width: int,
@@ -44,7 +46,8 @@ class LightNetwork(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.output_weight = nn.Parameter(torch.zeros(output_width, width, dtype=dtype))
         self.output_bias = nn.Parameter(torch.zeros(output_width, dtype=dtype))
-        self.strength = strength
+        # A tensor: what a GPU has recorded for one trial serves others, whatever theirs is.
+        self.register_buffer("strength", torch.tensor(strength, dtype=dtype), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., D), normalised or not, to what is added: (..., output width)."""

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammpl.model.ammpl import AMMPL
+from ammpl.model.ammpl import AMMPL, Draws
 from ammpl.model.backbone import Backbone
 from ammpl.model.text_prompt import Classes
 
@@ -51,7 +52,7 @@ def backward(
     pooled_BD: Tensor | None,
     classes: Classes,
     labels_B: Tensor,
-    step: int,
+    draws: Draws,
     *,
     chunk: int,
     tolerance: float = 0.0,
@@ -64,64 +65,162 @@ def backward(
         pooled_BD: frozen image features, where the model reads them.
         classes: what to score.
         labels_B: the true classes.
-        step: the training step, from 0.
+        draws: the step's, from :meth:`AMMPL.draws <ammpl.model.ammpl.AMMPL.draws>`.
         chunk: R, pairs in flight: bounds the memory.
         tolerance: pairs with |dL/ds| below it get no gradient; 0 is exact.
     """
-    B, C = len(patches_BNV), len(classes.names)
-    uniform_BCN = model.training_noise(B, C, step)
+    top_BK = model.candidates(pooled_BD, classes)
+    if not model.backbone.static_shapes or tolerance > 0:
+        return _of_pairs(model, patches_BNV, pooled_BD, classes, labels_B, top_BK, draws, chunk, tolerance)
+    if top_BK is None:
+        return _of_all(model, patches_BNV, pooled_BD, classes, labels_B, draws, chunk)
+    return _of_candidates(model, patches_BNV, pooled_BD, classes, labels_B, top_BK, draws, chunk)
 
-    # A pair is a place in (C, B): class by class, so that a chunk needs the text features of few classes.
-    candidates_BC = model.candidates(pooled_BD, classes)
-    if candidates_BC is None:
+
+Part = TypeVar("Part")
+
+
+def _backward(
+    parts: Sequence[Part], scores: Callable[[Part], Tensor], loss_of: Callable[[list[Tensor]], Tensor]
+) -> Tensor:
+    """Add the gradients of a loss of many scores, whose graphs exist a part at a time; return the loss.
+
+    Args:
+        parts: what :paramref:`scores` is called with; of one there is one graph.
+        scores: part -> its scores, in single precision at least.
+        loss_of: scores of all parts, in order -> the loss.
+    """
+    if len(parts) == 1:
+        loss = loss_of([scores(parts[0])])
+        loss.backward()
+        return loss.detach()
+    with torch.no_grad():
+        leaves = [scores(part) for part in parts]
+    loss = loss_of([leaf.requires_grad_() for leaf in leaves])
+    for part, slope in zip(parts, torch.autograd.grad(loss, leaves), strict=True):
+        give_back_memory(slope.device)
+        scores(part).backward(slope)
+    return loss.detach()
+
+
+def _of_all(
+    model: AMMPL,
+    patches_BNV: Tensor,
+    pooled_BD: Tensor | None,
+    classes: Classes,
+    labels_B: Tensor,
+    draws: Draws,
+    chunk: int,
+) -> Backward:
+    """Score every class of every image; a part is some classes of some images, its shape no data's."""
+    B, C = len(patches_BNV), len(classes.names)
+    # All images at a time where they fit: what depends on a class alone is then computed once a part.
+    images, width = min(B, chunk), max(1, min(C, chunk // B))
+    parts = [(slice(b, b + images), slice(c, c + width)) for b in range(0, B, images) for c in range(0, C, width)]
+
+    def scores(part: tuple[slice, slice]) -> Tensor:
+        some, few = part
+        assert draws.uniform_BGN is not None
+        pooled = None if pooled_BD is None else pooled_BD[some]
+        drawn = replace(draws, uniform_BGN=draws.uniform_BGN[some, few])
+        return _logits(model.scores(patches_BNV[some], pooled, classes.at(few), drawn))
+
+    def loss_of(scores: list[Tensor]) -> Tensor:
+        across = -(-C // width)
+        rows = [torch.cat(scores[start : start + across], 1) for start in range(0, len(scores), across)]
+        return F.cross_entropy(torch.cat(rows), labels_B)
+
+    return Backward(_backward(parts, scores, loss_of))
+
+
+def _of_candidates(
+    model: AMMPL,
+    patches_BNV: Tensor,
+    pooled_BD: Tensor | None,
+    classes: Classes,
+    labels_B: Tensor,
+    top_BK: Tensor,
+    draws: Draws,
+    chunk: int,
+) -> Backward:
+    """Score each image's candidates, then its true class, as many pairs whether that is among them or not."""
+    B, K = top_BK.shape
+    class_R = torch.cat([top_BK, labels_B[:, None]], 1).flatten()
+    image_R = torch.arange(B, device=class_R.device).repeat_interleave(K + 1, output_size=B * (K + 1))
+
+    def scores(part: slice) -> Tensor:
+        return _logits(model.score_pairs(patches_BNV, pooled_BD, classes, image_R[part], class_R[part], draws))
+
+    def loss_of(scores: list[Tensor]) -> Tensor:
+        twice_BK = top_BK == labels_B[:, None]
+        logits_BL = torch.cat(scores).view(B, K + 1)
+        logits_BL = torch.cat([logits_BL[:, :K].masked_fill(twice_BK, -torch.inf), logits_BL[:, K:]], 1)
+        return F.cross_entropy(logits_BL, torch.full_like(labels_B, K))
+
+    return Backward(_backward([slice(r, r + chunk) for r in range(0, B * (K + 1), chunk)], scores, loss_of))
+
+
+def _of_pairs(
+    model: AMMPL,
+    patches_BNV: Tensor,
+    pooled_BD: Tensor | None,
+    classes: Classes,
+    labels_B: Tensor,
+    top_BK: Tensor | None,
+    draws: Draws,
+    chunk: int,
+    tolerance: float,
+) -> Backward:
+    """Score the pairs that there are, each once, and those of no weight without gradients."""
+    B, C = len(patches_BNV), len(classes.names)
+    # A pair is a place in (C, B): class by class, so that a part needs the text features of few classes.
+    if top_BK is None:
         everything = torch.arange(B * C, device=patches_BNV.device)
     else:
-        candidates_BC = candidates_BC | F.one_hot(labels_B, C).bool()
+        candidates_BC = F.one_hot(labels_B, C).scatter_(1, top_BK, 1).bool()
         everything = candidates_BC.T.flatten().nonzero()[:, 0]
 
     def scores(pairs_R: Tensor) -> Tensor:
         image_R, class_R = pairs_R % B, pairs_R // B
-        noise_RN = uniform_BCN[image_R, class_R]
-        return model.score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, noise_RN, step)
+        return _logits(model.score_pairs(patches_BNV, pooled_BD, classes, image_R, class_R, draws))
 
-    def logits(scores_R: Tensor) -> Tensor:
-        # The softmax in single precision at least; a class that is no candidate has no part in it.
-        scores_R = scores_R.to(torch.promote_types(scores_R.dtype, torch.float32))
-        return scores_R.new_full((C * B,), -torch.inf).index_put((everything,), scores_R).view(C, B).T
+    def loss_of(scores: list[Tensor]) -> Tensor:
+        scores_R = torch.cat(scores)  # a class that is no candidate has no part in the softmax
+        logits_BC = scores_R.new_full((C * B,), -torch.inf).index_put((everything,), scores_R).view(C, B).T
+        return F.cross_entropy(logits_BC, labels_B)
 
-    if chunk >= len(everything) and tolerance == 0:  # one graph holds it all
-        loss = F.cross_entropy(logits(scores(everything)), labels_B)
-        loss.backward()
-        return Backward(loss.detach())
-    with torch.no_grad():
-        leaf_BC = logits(torch.cat([scores(pairs_R) for pairs_R in everything.split(chunk)]))
-    leaf_BC.requires_grad_()
-    loss = F.cross_entropy(leaf_BC, labels_B)
-    (slope_BC,) = torch.autograd.grad(loss, leaf_BC)
-
-    slope_R = slope_BC.T.reshape(-1)
-    size_R = slope_R.abs()
-    kept_R = everything[size_R[everything] >= tolerance] if tolerance > 0 else everything
-    for pairs_R in kept_R.split(chunk) if len(kept_R) else ():
-        give_back_memory()
-        scored_R = scores(pairs_R)
-        scored_R.backward(slope_R[pairs_R].to(scored_R.dtype))
+    parts = everything.split(chunk)
     if tolerance == 0:
-        return Backward(loss.detach())
-    left_out = (size_R[everything].sum() - size_R[kept_R].sum()).item()
-    return Backward(loss.detach(), len(everything) - len(kept_R), left_out)
+        return Backward(_backward(parts, scores, loss_of))
+    with torch.no_grad():
+        leaf_R = torch.cat([scores(pairs_R) for pairs_R in parts])
+    loss = loss_of([leaf_R.requires_grad_()])
+    (slope_R,) = torch.autograd.grad(loss, leaf_R)
+    kept_R = slope_R.abs() >= tolerance
+    for pairs_R, slope_r in zip(everything[kept_R].split(chunk), slope_R[kept_R].split(chunk), strict=True):
+        if len(pairs_R):
+            give_back_memory(slope_R.device)
+            scores(pairs_R).backward(slope_r)
+    return Backward(loss.detach(), int((~kept_R).sum()), slope_R[~kept_R].abs().sum().item())
+
+
+def _logits(scores: Tensor) -> Tensor:
+    """Return scores in single precision at least, for the softmax."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def pairs_in_flight(backbone: Backbone) -> int:
-    """Return how many pairs' graphs two gigabytes hold, or half of the memory that a GPU has free.
+    """Return how many pairs' graphs two gigabytes hold, or two thirds of this process's share of a GPU.
 
     A pair's graph keeps some 14 tensors of (tokens, width) for each block of the image tower (measured on ViT-B/16's
-    shapes: 12.5, its share of the text tower included).
+    shapes: 12.5, its share of the text tower included). Of a GPU's memory all is counted, not what is free now: the
+    same trial is cut the same way again.
     """
     values = (backbone.patch_count + 1) * backbone.vision_width * backbone.vision_layers
     budget = 2e9
     if backbone.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(backbone.device)[0] / 2
+        total = torch.cuda.get_device_properties(backbone.device).total_memory
+        budget = total * torch.cuda.get_per_process_memory_fraction(backbone.device) * 2 / 3
     return max(1, int(budget // (14 * values * backbone.block_dtype.itemsize)))
 
 
@@ -130,12 +229,12 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def give_back_memory() -> None:
-    """Give the system the pages that freed tensors on the CPU have left in glibc's heap; elsewhere nothing.
+def give_back_memory(device: torch.device) -> None:
+    """Give the system the pages that freed tensors on a CPU have left in glibc's heap; elsewhere nothing.
 
     Prompts of many lengths fray that heap: with 397 classes it grew to 1.4 times what it took with 37,
     although no more tensors are alive at a time.
     """
-    trim = _trim()
+    trim = _trim() if device.type == "cpu" else None
     if trim is not None:
         trim(0)

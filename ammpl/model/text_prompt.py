@@ -26,9 +26,10 @@ class Classes:
         trained_C: each one's index among the classes that the prompts were trained on, -1 for a new class.
         embeddings_CLT: start token, M context places, what is kept of the phrase, name, ".", end token, filling: token
             embeddings.
-        ends_C: index of the end token; on the CPU.
+        ends_C: index of the end token; on the CPU, with the backbone's static shapes on the device.
         fixed_CD: features of the hand-written sentences, when the context is fixed; else None.
         apart_CD: what sets each name apart, where networks of scope ``text`` read it; else None.
+        ranking_CD: features of the hand-written sentences, where they rank candidates; else None, as of some classes.
     """
 
     names: tuple[str, ...]
@@ -37,15 +38,20 @@ class Classes:
     ends_C: Tensor
     fixed_CD: Tensor | None
     apart_CD: Tensor | None = None
+    ranking_CD: Tensor | None = None
 
-    def at(self, chosen: Tensor) -> Classes:
+    def at(self, chosen: Tensor | slice) -> Classes:
         """Return some of the classes, in this order."""
-        names = tuple(self.names[index] for index in chosen.tolist())
+        if isinstance(chosen, slice):
+            names = self.names[chosen]
+        else:
+            names = tuple(self.names[index] for index in chosen.tolist())
         fixed_CD = None if self.fixed_CD is None else self.fixed_CD[chosen]
         apart_CD = None if self.apart_CD is None else self.apart_CD[chosen]
         trained_C, embeddings_CLT, ends_C = self.trained_C[chosen], self.embeddings_CLT, self.ends_C
         if fixed_CD is None:
-            embeddings_CLT, ends_C = embeddings_CLT[chosen], ends_C[chosen.cpu()]
+            of_ends = chosen if isinstance(chosen, slice) else chosen.to(ends_C.device)
+            embeddings_CLT, ends_C = embeddings_CLT[chosen], ends_C[of_ends]
         return Classes(names, trained_C, embeddings_CLT, ends_C, fixed_CD, apart_CD)
 
 
@@ -134,7 +140,7 @@ class TextPrompt(nn.Module):
         if self.config.context == "fixed":
             fixed = sentence_features(self.backbone, self.template, tuple(names))
             nothing = torch.empty(len(names), 0, self.backbone.text_width)
-            return Classes(tuple(names), trained, nothing, torch.empty(0), fixed)
+            return Classes(tuple(names), trained.to(self.backbone.device), nothing, torch.empty(0), fixed)
         start, end = self.backbone.start_and_end_ids
         places = [start, *[0] * self.length, *self.kept_ids]
         rows = [[*places, *self.backbone.token_ids(_readable(name) + "."), end] for name in names]
@@ -147,7 +153,7 @@ class TextPrompt(nn.Module):
             )
         device = self.backbone.device
         ids_CL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-        ends_C = torch.tensor([len(row) - 1 for row in rows])
+        ends_C = self.backbone.ends([len(row) - 1 for row in rows])
         return Classes(tuple(names), trained.to(device), self.backbone.embed_ids(ids_CL), ends_C, None)
 
     def forward(self, classes: Classes, shift_BGT: Tensor | None = None, deeper_JMT: Tensor | None = None) -> Tensor:
@@ -197,4 +203,4 @@ class TextPrompt(nn.Module):
         own = self.config.context == "class"
         context_RMT = (self.context[classes.trained_C[class_R]] if own else self.context) + shift_RT[:, None]
         prompts_RLT = torch.cat([before[class_R], context_RMT, after[class_R]], dim=1)
-        return self.backbone.text_features(prompts_RLT, classes.ends_C[class_R.cpu()])
+        return self.backbone.text_features(prompts_RLT, classes.ends_C[class_R.to(classes.ends_C.device)])

@@ -17,8 +17,9 @@ from ammpl.model.ammpl import model_class
 from ammpl.model.backbone import load_backbone
 from ammpl.model.weights import needs_network
 from ammpl.training import checkpoint
+from ammpl.training.device import set_up
 from ammpl.training.evaluation import scores
-from ammpl.training.run import device, image_transform
+from ammpl.training.run import image_transform
 
 Picture = Image.Image | str | Path
 """A picture in memory, or a file that PIL reads."""
@@ -53,7 +54,7 @@ class Classifier:
             fix = "ammpl.load(..., download=True) fetches them"
             raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix)
         self.class_names = origin.class_names
-        backbone = load_backbone(origin.config.backbone, device())
+        backbone = load_backbone(origin.config.backbone, set_up(origin.config.backbone))
         self._transform = image_transform(backbone.preprocessing)
         self._model = model_class(origin.config.method)(
             origin.config.model,

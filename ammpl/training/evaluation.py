@@ -89,9 +89,9 @@ def _winner_recall(model: AMMPL, split: Split, pooled_nD: Tensor) -> float:
     every = math.ceil(len(split) / RECALL_IMAGES)
     some, pooled_mD = split.at(range(0, len(split), every)), pooled_nD[::every]
     logits_mC = scores(model, some.pixels, len(some), split.class_names, pooled_mD, every_class=True)
-    candidates_mC = model.candidates(pooled_mD, model.classes(split.class_names))
-    assert candidates_mC is not None
-    return candidates_mC.cpu().gather(1, logits_mC.argmax(-1, keepdim=True)).float().mean().item()
+    top_mK = model.candidates(pooled_mD, model.classes(split.class_names))
+    assert top_mK is not None
+    return (top_mK.cpu() == logits_mC.argmax(-1, keepdim=True)).any(-1).float().mean().item()
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -32,9 +32,22 @@ def build_optimizer(model: AMMPL, config: TrainingConfig) -> torch.optim.Optimiz
         mask_lr = config.learning_rate * config.mask_lr_multiplier
         groups.append({"params": mask, "lr": mask_lr, "weight_decay": 0.0})
     groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
+    recorded = model.backbone.device.type == "cuda"  # then rates are tensors, which a recorded step reads
+    if recorded:
+        groups = [group | {"lr": torch.tensor(group["lr"], device=model.backbone.device)} for group in groups]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, fused=True)
+        return torch.optim.AdamW(groups, fused=True, capturable=recorded)
     return torch.optim.SGD(groups, momentum=MOMENTUM, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to a part of its peak."""
+    for group in optimizer.param_groups:
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

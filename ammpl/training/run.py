@@ -13,26 +13,27 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from ammpl.config import TrainingConfig, TrialConfig
+from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
 from ammpl.data.loading import load_batches
 from ammpl.data.task import Task, check_tests, load_task, load_test
 from ammpl.data.transform import ImageTransform
 from ammpl.model.ammpl import AMMPL, check_model, model_class
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
-from ammpl.model.scoring import Backward, backward, pairs_in_flight
-from ammpl.model.text_prompt import Classes
+from ammpl.model.image_prompt import to_device
 from ammpl.training import checkpoint, running_checkpoint
+from ammpl.training.device import set_up
 from ammpl.training.evaluation import above_chance, diagnostics, evaluate, harmonic_mean
-from ammpl.training.features import patch_tokens, patches, pooled_features
+from ammpl.training.features import patch_tokens, pooled_features
 from ammpl.training.figures import draw_masks
 from ammpl.training.mask_probe import probe_masks
 from ammpl.training.optimization import batches, build_optimizer, schedule, total_steps
+from ammpl.training.step import Batch, TrainingStep
 
 
 class TrainingDivergedError(RuntimeError):
@@ -40,11 +41,6 @@ class TrainingDivergedError(RuntimeError):
 
     def __init__(self, loss: float, step: int, learning_rate: float):
         super().__init__(f"loss is {loss} at step {step} (learning rate {learning_rate:g})")
-
-
-def device() -> str:
-    """Return where trials of this process run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def preflight(config: TrialConfig, home: DataHome | None = None) -> None:
@@ -148,7 +144,8 @@ def image_transform(preprocessing: Preprocessing) -> ImageTransform:
 
 
 def _open(config: TrialConfig, home: DataHome | None) -> tuple[Backbone, Task]:
-    backbone = load_backbone(config.backbone, device())
+    device = set_up(config.backbone, deterministic=config.training.deterministic)
+    backbone = load_backbone(config.backbone, device)
     transform = image_transform(backbone.preprocessing)
     return backbone, load_task(config.data, config.seeds.data, transform, home or DataHome())
 
@@ -167,38 +164,36 @@ def _optimize(config: TrialConfig, model: AMMPL, task: Task, folder: Path) -> It
     evaluations = resumable.restore()
     yield from evaluations
     first, total = evaluations[-1][0] if evaluations else 0, total_steps(training, images)
-    learnables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     classes = model.classes(task.train.class_names)
     order = itertools.islice(batches(images, training, seed, first), total - first)
-    steps = _Steps()
     device = model.backbone.device
-    waits = device.type == "cuda"  # for a number to be read; a processor has it
     loaded: Iterable[tuple[torch.Tensor, torch.Tensor | None]] = load_batches(task.train, order, seed, first, device)
     if not _reads_pixels(model, task):
         loaded = ((chosen, None) for chosen in order)
-    for step, (chosen, pixels) in enumerate(loaded, first):
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor(step)
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        back = _backward(training, model, task, chosen, pixels, classes, step)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in learnables if p.grad is not None])
-        steps.add({"train/loss": back.loss, "train/gradient_norm": norm})
-        if training.grad_tolerance:
-            steps.add({"train/skipped_pairs": back.skipped, "train/skipped_gradient": back.skipped_gradient})
-        done = step + 1
-        evaluates = done % training.evaluate_every == 0 or done == total
-        if evaluates or not waits:
-            steps.check(done, lambda step: training.learning_rate * factor(step))
-        optimizer.step()
-        if evaluates:
-            metrics = {**steps.take(), **_validate(model, task), **diagnostics(model)}
-            if done == total and training.probe_masks:
-                accuracy = metrics["validation/accuracy"]
-                metrics.update(probe_masks(model, task.validation, config.data.name, accuracy))
-            evaluations.append((done, metrics))
-            resumable.save(evaluations)  # before it is told: what was told can be gone on from
-            yield done, metrics
+    take_step, told = TrainingStep(training, model, classes, optimizer), _Steps()
+    model.train()
+    try:
+        for step, (chosen, pixels) in enumerate(loaded, first):
+            result = take_step(_batch(model, task, chosen, pixels), step, factor(step))
+            told.add({"train/loss": result.back.loss, "train/gradient_norm": result.gradient_norm})
+            if training.grad_tolerance:
+                skipped, left_out = result.back.skipped, result.back.skipped_gradient
+                told.add({"train/skipped_pairs": skipped, "train/skipped_gradient": left_out})
+            done = step + 1
+            evaluates = done % training.evaluate_every == 0 or done == total
+            if evaluates or device.type == "cpu":  # a GPU is not waited for at every step
+                told.check(done, lambda step: training.learning_rate * factor(step))
+            if evaluates:
+                metrics = {**told.take(), **_validate(model, task), **diagnostics(model)}
+                model.train()
+                if done == total and training.probe_masks:
+                    accuracy = metrics["validation/accuracy"]
+                    metrics.update(probe_masks(model, task.validation, config.data.name, accuracy))
+                evaluations.append((done, metrics))
+                resumable.save(evaluations)  # before it is told: what was told can be gone on from
+                yield done, metrics
+    finally:
+        take_step.close()
 
 
 class _Steps:
@@ -241,40 +236,20 @@ def _reads_pixels(model: AMMPL, task: Task) -> bool:
     return task.augmented or (model.reads_patches and patch_tokens(model.backbone, task.train) is None)
 
 
-def _backward(
-    training: TrainingConfig,
-    model: AMMPL,
-    task: Task,
-    chosen: torch.Tensor,
-    pixels: torch.Tensor | None,
-    classes: Classes,
-    step: int,
-) -> Backward:
-    """Add the gradients of one step's loss to the learnables."""
+def _batch(model: AMMPL, task: Task, chosen: torch.Tensor, pixels: torch.Tensor | None) -> Batch:
+    """Return what a step reads of some training images; nothing waits for a GPU."""
     backbone = model.backbone
-    patches_BNV = pooled_BD = None
-    if model.reads_patches or (model.reads_pooled and task.augmented):
-        kept_nNV = None if task.augmented else patch_tokens(backbone, task.train)
-        if kept_nNV is None:
-            assert pixels is not None
-            patches_BNV = patches(backbone, pixels)
-        else:
-            patches_BNV = kept_nNV[chosen]
-    if model.reads_pooled and patches_BNV is not None and task.augmented:  # a crop is seen once
-        with torch.no_grad():
-            pooled_BD = backbone.image_features(patches_BNV)
-    elif model.reads_pooled:
-        pooled_BD = pooled_features(backbone, task.train)[chosen]
-    labels_B = task.train.labels[chosen].to(backbone.device)
-    if model.masks_each_class:
-        assert patches_BNV is not None
-        chunk = training.chunk or pairs_in_flight(backbone)
-        return backward(
-            model, patches_BNV, pooled_BD, classes, labels_B, step, chunk=chunk, tolerance=training.grad_tolerance
-        )
-    loss = F.cross_entropy(model(patches_BNV, pooled_BD, classes, step).float(), labels_B)
-    loss.backward()
-    return Backward(loss.detach())
+    labels_B = to_device(task.train.labels[chosen], backbone.device)
+    if task.augmented:
+        return Batch(labels_B, pixels)
+    chosen = to_device(chosen, backbone.device)
+    kept = Batch(labels_B)
+    if model.reads_pooled:
+        kept = replace(kept, pooled_BD=pooled_features(backbone, task.train).index_select(0, chosen))
+    if model.reads_patches:
+        kept_nNV = patch_tokens(backbone, task.train)
+        return replace(kept, pixels=pixels) if kept_nNV is None else replace(kept, patches_BNV=kept_nNV[chosen])
+    return kept
 
 
 def _validate(model: AMMPL, task: Task) -> dict[str, float]:

@@ -106,7 +106,16 @@ def _tolerances() -> Iterator[tuple[float, float, float]]:
 
     def gradient(tolerance: float) -> tuple[torch.Tensor, Backward]:
         model.zero_grad()
-        done = backward(model, patches, None, classes, labels, 0, chunk=CHUNK, tolerance=tolerance)
+        done = backward(
+            model,
+            patches,
+            None,
+            classes,
+            labels,
+            model.draws(len(patches), classes, 0),
+            chunk=CHUNK,
+            tolerance=tolerance,
+        )
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), done
 
     exact, _ = gradient(0.0)
@@ -136,7 +145,7 @@ def _measure(side: str, count: int, blocks: int, skipped: float) -> tuple[float,
     candidates = CANDIDATES if side == "candidates" else None
     prepare(backbone, names[:CHUNK], candidates)()  # warms up, a chunk of the largest size included
     step = prepare(backbone, names, candidates)
-    give_back_memory()  # what warming up has left counts neither way
+    give_back_memory(torch.device("cpu"))  # what warming up has left counts neither way
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
     began = time.process_time()
@@ -177,7 +186,10 @@ def _ours(backbone: Backbone, names: list[str], candidates: int | None, skipped:
         with torch.no_grad():
             slopes = model(patches, pooled, classes, 0).float().softmax(-1)[0] - F.one_hot(label[0], len(names))
         tolerance = slopes.abs().quantile(skipped).item()
-    return lambda: backward(model, patches, pooled, classes, label, 0, chunk=CHUNK, tolerance=tolerance).loss.item()
+    draws = model.draws(len(patches), classes, 0)
+    return lambda: backward(
+        model, patches, pooled, classes, label, draws, chunk=CHUNK, tolerance=tolerance
+    ).loss.item()
 
 
 def _plain(backbone: Backbone, names: list[str], candidates: None) -> Callable[[], float]:

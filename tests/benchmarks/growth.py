@@ -63,4 +63,5 @@ def _step(C: int, N: int, B: int, M: int, J: int, r: int) -> Callable[[], object
     model = AMMPL(config, backbone, names, SeedConfig())
     classes, patches = model.classes(names), torch.randn(B, N, 128)
     labels = torch.arange(B) % C
-    return lambda: backward(model, patches, None, classes, labels, 0, chunk=CHUNK)
+    draws = model.draws(len(patches), classes, 0)
+    return lambda: backward(model, patches, None, classes, labels, draws, chunk=CHUNK)

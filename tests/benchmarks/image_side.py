@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ammpl.config import BackboneConfig, resolve
 from ammpl.model.backbone import Backbone, Preprocessing, load_backbone
 from ammpl.training import run
+from ammpl.training.optimization import build_optimizer
+from ammpl.training.step import run_step
 from tests.benchmarks.record import Record
 from tests.benchmarks.timing import medians
 
@@ -106,15 +108,16 @@ def _step() -> Iterator[Record]:
         backbone, task = run._open(config, None)
         model = run._model(config, backbone, task)
         classes, chosen = model.classes(task.train.class_names), torch.arange(0, 160, 10)
-        pixels, backbones[precision] = task.train.pixels(chosen), backbone
+        batch, backbones[precision] = run._batch(model, task, chosen, task.train.pixels(chosen)), backbone
+        optimizer = build_optimizer(model, config.training)
 
-        def step(config=config, model=model, task=task, classes=classes, chosen=chosen, pixels=pixels) -> None:  # type: ignore[no-untyped-def]
-            run._backward(config.training, model, task, chosen, pixels, classes, 0)
+        def step(config=config, model=model, classes=classes, optimizer=optimizer, batch=batch) -> None:  # type: ignore[no-untyped-def]
+            run_step(config.training, model, classes, optimizer, batch, model.draws(16, classes, 0))
 
         steps[precision] = step
     seconds = medians(steps, REPEATS)
-    for precision, run_step in steps.items():
-        floor = _floor(run_step, backbones[precision], images=160)
+    for precision, step in steps.items():
+        floor = _floor(step, backbones[precision], images=160)
         case = f"class-scope step, embedded, {precision}, 16 images x 10 classes, against the floor"
         yield Record("image_side", case, 1000 * seconds[precision], 1000 * floor, "ms")
     yield Record("image_side", "the same, bf16 against fp32", 1000 * seconds["bf16"], 1000 * seconds["fp32"], "ms")

@@ -23,6 +23,7 @@ from ammpl.model.ammpl import AMMPL
 from ammpl.model.backbone import load_backbone
 from ammpl.study.space.search_space import load_space
 from ammpl.training import checkpoint, features, run, running_checkpoint
+from ammpl.training.step import TrainingStep
 from tests.benchmarks.record import Record
 
 DEFAULT = Path(__file__).resolve().parents[2] / "search_spaces/default.yaml"
@@ -33,7 +34,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "build learnables": (run, "_model"),
     "build optimiser": (run, "build_optimizer"),
     "tokenise prompts": (AMMPL, "classes"),
-    "steps, forward and backward": (run, "_backward"),
+    "steps": (TrainingStep, "__call__"),
     "evaluations": (run, "_validate"),
     "running checkpoints": (running_checkpoint.RunningCheckpoint, "save"),
     "learnables": (checkpoint, "save_learnables"),

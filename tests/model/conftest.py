@@ -41,9 +41,12 @@ def backbone() -> Backbone:
     return small_backbone()
 
 
-@pytest.fixture
-def backbone64() -> Backbone:
-    return small_backbone(dtype=torch.float64)
+@pytest.fixture(params=[False, True], ids=["", "static"])
+def backbone64(request: pytest.FixtureRequest) -> Backbone:
+    """In double precision, laid out for a processor and for a GPU: both equal the reference."""
+    backbone = small_backbone(dtype=torch.float64)
+    backbone.static_shapes = request.param
+    return backbone
 
 
 @pytest.fixture

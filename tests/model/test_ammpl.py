@@ -189,15 +189,17 @@ def test_masks_that_keep_everything_share_one_pass_at_evaluation(backbone64, ima
         type(backbone64), "image_features", lambda self, *more: passes.append(len(more[0])) or honest(self, *more)
     )
     with torch.no_grad():
-        torch.testing.assert_close(model.image_prompt(patches, mask_1GN, paddings), expected, **CLOSE)
+        whole = model.image_prompt.whole(mask_1GN[0])
+        torch.testing.assert_close(model.image_prompt(patches, mask_1GN, paddings, whole), expected, **CLOSE)
     assert passes == [len(images), len(images)]  # the plain images, and the one class that masks
 
-    passes.clear()  # of single pairs the same: two images, two of three pairs with a mask that keeps everything
+    passes.clear()  # of single pairs the same: two of three have a mask that keeps everything
     image_R, class_R = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
     with torch.no_grad():
-        found = model.image_prompt.of_pairs(patches, image_R, mask_1GN[0, class_R], paddings, class_R, evaluates=True)
+        whole = [True, False, True]
+        found = model.image_prompt.of_pairs(patches, image_R, mask_1GN[0, class_R], paddings, class_R, whole)
     torch.testing.assert_close(found, expected[image_R, class_R], **CLOSE)
-    assert passes == [2, 1]
+    assert passes == [len(images), 1]
 
 
 @pytest.mark.parametrize("scope", ["class", "text", "task"])
@@ -329,11 +331,10 @@ def test_every_padding_content_is_used(backbone64, images, content):
     if content == "noise":
         assert not torch.equal(model.image_prompt.filler(1), model.image_prompt.filler(2))
         assert torch.equal(model.image_prompt.filler(None), model.image_prompt.filler(None))
+    elif content in ("zero", "mean"):
+        assert torch.equal(model.image_prompt.filler(1), model.image_prompt.filler(2))
     else:
-        assert torch.equal(model.image_prompt.filler(1), model.image_prompt.filler(2)) or content in (
-            "text",
-            "learned",
-        )
+        assert model.image_prompt.filler(1) is None
 
 
 def test_pixel_fillers_are_pictures_through_the_patch_embedding(backbone64):

@@ -24,7 +24,8 @@ def one_graph(model, patches, pooled, classes):
 
 def two_passes(model, patches, pooled, classes, **settings):
     model.zero_grad()
-    done = backward(model, patches, pooled, classes, LABELS, STEP, **settings)
+    draws = model.draws(len(patches), classes, STEP)
+    done = backward(model, patches, pooled, classes, LABELS, draws, **settings)
     return done, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -118,7 +119,8 @@ def test_evaluation_scores_the_candidates_and_no_other_class(evaluation, backbon
     arguments = (*inputs(model, images), model.classes(NAMES))
     found, every = model.predict(*arguments), model.predict(*arguments, every_class=True)
     scored = found > -torch.inf
-    assert torch.equal(scored, model.candidates(*arguments[1:])) and (scored.sum(-1) == 2).all()
+    candidates = model.candidates(*arguments[1:])
+    assert scored.gather(1, candidates).all() and (scored.sum(-1) == 2).all()
     if evaluation == "threshold":
         torch.testing.assert_close(found[scored], every[scored], **CLOSE)
     else:
@@ -145,7 +147,7 @@ def test_what_is_skipped_is_small_and_told(backbone64, images):
     slope = (logits.softmax(-1) - F.one_hot(LABELS, len(NAMES))) / len(LABELS)
     sizes = slope.abs().flatten().sort().values
     middle = len(sizes) // 2
-    tolerance = sizes[middle : middle + 2].mean().item()  # between two values: no tie to round
+    tolerance = sizes[middle - 2 : middle].mean().item()  # between two values: no tie to round
     done, found = two_passes(model, *arguments, chunk=8, tolerance=tolerance)
     left_out = slope.abs()[slope.abs() < tolerance]
     assert done.skipped == len(left_out)
@@ -172,4 +174,5 @@ def test_graphs_do_not_grow_with_the_classes(backbone64, images, monkeypatch):
 
     monkeypatch.setattr(type(backbone64), "image_features", counted)
     two_passes(model, *arguments, chunk=6)
-    assert max(rows) == 6 and sum(rows) == 2 * len(LABELS) * len(NAMES)
+    assert max(rows) <= 6 < max(rows) + len(LABELS)  # whole classes of whole batches, where shapes are static
+    assert sum(rows) == 2 * len(LABELS) * len(NAMES)

@@ -19,6 +19,7 @@ from ammpl.data.dataset import Originals
 from ammpl.training import run
 from ammpl.training.run import TrainingDivergedError, train
 from ammpl.training.running_checkpoint import DRAFT, FILE
+from ammpl.training.step import TrainingStep
 from tests.training.published import VALUES
 
 # 20 images in batches of 8 are two steps an epoch: an evaluation at step 3 is in the middle of one.
@@ -57,13 +58,13 @@ def contents(folder):
 def trained(monkeypatch):
     """The steps that are trained, as they happen."""
     steps: list[int] = []
-    backward = run._backward
+    take = TrainingStep.__call__
 
-    def counted(*args):
-        steps.append(args[-1])
-        return backward(*args)
+    def counted(self, batch, number, factor):
+        steps.append(number)
+        return take(self, batch, number, factor)
 
-    monkeypatch.setattr(run, "_backward", counted)
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
     return steps
 
 
@@ -124,16 +125,17 @@ import json, os, signal, sys
 from pathlib import Path
 from ammpl.config import resolve
 from ammpl.training import run
+from ammpl.training.step import TrainingStep
 
 folder, values, ending = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-backward = run._backward
+take = TrainingStep.__call__
 
-def deadly(*args):
-    if args[-1] == 5:
+def deadly(self, batch, number, factor):
+    if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return backward(*args)
+    return take(self, batch, number, factor)
 
-run._backward = deadly
+TrainingStep.__call__ = deadly
 trial = run.train(resolve("ammpl", values), folder)
 for evaluation in trial:
     print(json.dumps(evaluation), flush=True)
@@ -288,26 +290,27 @@ def test_a_pruned_trial_leaves_nothing_to_go_on_from(whole, tmp_path):
 def test_a_diverged_trial_leaves_nothing_to_go_on_from_but_other_failures_do(whole, trained, monkeypatch, tmp_path):
     expected, files = whole
     config = resolve("ammpl", TASK)
-    backward = run._backward
+    take = TrainingStep.__call__
 
-    def failing(*args):
-        if args[-1] == 4:
+    def failing(self, batch, number, factor):
+        if number == 4:
             raise MemoryError
-        return backward(*args)
+        return take(self, batch, number, factor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_backward", failing)
+        patch.setattr(TrainingStep, "__call__", failing)
         with pytest.raises(MemoryError):
             list(train(config, tmp_path))
     trained.clear()
     assert list(train(config, tmp_path)) == expected
     assert trained == [3, 4, 5, 6] and contents(tmp_path) == files
 
-    def diverging(*args):
-        done = backward(*args)
-        return replace(done, loss=done.loss * (float("nan") if args[-1] == 4 else 1))
+    def diverging(self, batch, number, factor):
+        result = take(self, batch, number, factor)
+        loss = result.back.loss * (float("nan") if number == 4 else 1)
+        return replace(result, back=replace(result.back, loss=loss))
 
-    monkeypatch.setattr(run, "_backward", diverging)
+    monkeypatch.setattr(TrainingStep, "__call__", diverging)
     with pytest.raises(TrainingDivergedError, match="step 4"):
         list(train(config, tmp_path / "diverged"))
     assert contents(tmp_path / "diverged") == {}

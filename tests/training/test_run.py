@@ -215,6 +215,7 @@ def test_a_class_missed_by_the_candidates_is_wrong():
     exact = _model(config.with_values({"model.candidates": None}), backbone, task)
     logits = scores(exact, split.pixels, len(split), split.class_names)
     candidates = model.candidates(pooled_features(backbone, split), model.classes(split.class_names))
+    candidates = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, candidates, True)
     kept = logits.masked_fill(~candidates, -torch.inf)
     missed = ~candidates[torch.arange(len(split)), split.labels]
     assert missed.any() and found["accuracy"] == (kept.argmax(-1) == split.labels).double().mean().item()
