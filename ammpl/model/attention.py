@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def self_attention(qkv_BLX: Tensor, heads: int, *, causal: bool = False) -> Tens
         and X // heads == 3 * 64
         and _kernel_works()
     ):
-        mixed_BLW: Tensor = torch.ops.ammpl.self_attention(qkv_BLX, heads, causal)[0]
+        mixed_BLW: Tensor = _SelfAttention.apply(qkv_BLX, heads, causal)
         return mixed_BLW.flatten(0, 1)
     return attention(*split_heads(qkv_BLX, 3, heads), causal=causal)
 
@@ -76,65 +77,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
     return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-@torch.library.custom_op("ammpl::self_attention", mutates_args=())
-def _forward(qkv_BLX: Tensor, heads: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return what rows make of the rows that they attend to (B, L, W), and their scores' logsumexp (B, H, L)."""
-    q, k, v = split_heads(qkv_BLX, 3, heads)
-    mixed, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
-    return mixed.transpose(1, 2).flatten(2), logsumexp
+class _SelfAttention(torch.autograd.Function):
+    """Flash attention forward, the kernel backward."""
 
+    @staticmethod
+    def forward(ctx: Any, qkv_BLX: Tensor, heads: int, causal: bool) -> Tensor:
+        q, k, v = split_heads(qkv_BLX, 3, heads)
+        mixed, logsumexp, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+        mixed_BLW: Tensor = mixed.transpose(1, 2).flatten(2)
+        ctx.save_for_backward(qkv_BLX, mixed_BLW, logsumexp)
+        ctx.causal = causal
+        return mixed_BLW
 
-@_forward.register_fake
-def _(qkv_BLX: Tensor, heads: int, causal: bool) -> tuple[Tensor, Tensor]:
-    B, L, X = qkv_BLX.shape
-    return qkv_BLX.new_empty(B, L, X // 3), qkv_BLX.new_empty(B, heads, L, dtype=torch.float32)
+    @staticmethod
+    def backward(ctx: Any, d_out_BLW: Tensor) -> tuple[Tensor, None, None]:
+        from ammpl.model import attention_kernel  # imports Triton, which not every machine has
 
-
-@torch.library.custom_op("ammpl::self_attention_backward", mutates_args=())
-def _backward(qkv_BLX: Tensor, out_BLW: Tensor, d_out_BLW: Tensor, logsumexp_BHL: Tensor, causal: bool) -> Tensor:
-    """Return the gradient of queries, keys and values, side by side."""
-    from ammpl.model import attention_kernel  # imports Triton, which not every machine has
-
-    d_qkv_BLX = torch.empty_like(qkv_BLX, memory_format=torch.contiguous_format)
-    values = (qkv_BLX.contiguous(), out_BLW.contiguous(), d_out_BLW.contiguous(), logsumexp_BHL.contiguous())
-    attention_kernel.backward(*values, d_qkv_BLX, causal=causal)
-    return d_qkv_BLX
-
-
-@_backward.register_fake
-def _(qkv_BLX: Tensor, out_BLW: Tensor, d_out_BLW: Tensor, logsumexp_BHL: Tensor, causal: bool) -> Tensor:
-    return torch.empty_like(qkv_BLX, memory_format=torch.contiguous_format)
-
-
-def _keep(
-    context: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, Tensor]
-) -> None:
-    context.save_for_backward(inputs[0], *output)
-    context.causal = inputs[2]  # type: ignore[attr-defined]
-
-
-def _gradient(context: torch.autograd.function.FunctionCtx, d_out_BLW: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-    qkv_BLX, out_BLW, logsumexp_BHL = context.saved_tensors  # type: ignore[attr-defined]
-    gradient = torch.ops.ammpl.self_attention_backward(
-        qkv_BLX,
-        out_BLW,
-        d_out_BLW,
-        logsumexp_BHL,
-        context.causal,  # type: ignore[attr-defined]
-    )
-    return gradient, None, None
-
-
-_forward.register_autograd(_gradient, setup_context=_keep)
+        qkv_BLX, out_BLW, logsumexp_BHL = (tensor.contiguous() for tensor in ctx.saved_tensors)
+        gradient = torch.empty_like(qkv_BLX)
+        attention_kernel.backward(qkv_BLX, out_BLW, d_out_BLW.contiguous(), logsumexp_BHL, gradient, causal=ctx.causal)
+        return gradient, None, None
 
 
 @cache
 def _kernel_works() -> bool:
     """Return whether Triton can build the kernel for this GPU; say it once where it cannot."""
-    qkv = torch.zeros(1, 16, 3 * 64, dtype=torch.bfloat16, device="cuda")
+    qkv = torch.zeros(1, 16, 3 * 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     try:
-        with torch.no_grad():
-            _backward(qkv, *[qkv[..., :64].contiguous()] * 2, torch.zeros(1, 1, 16, device="cuda"), False)
+        with torch.enable_grad():
+            _SelfAttention.apply(qkv, 1, False).sum().backward()
     except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:  # no Triton, no C compiler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"attention runs without the Triton kernel, slower: {reason}", stacklevel=2)

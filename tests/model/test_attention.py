@@ -49,7 +49,7 @@ def example(
     generator = torch.Generator().manual_seed(length)
     qkv = torch.randn(2, length, 3 * 128, generator=generator).to(device, dtype)
     d_out = torch.randn(2, length, 128, generator=generator).to(device, dtype)
-    leaf = qkv.float().requires_grad_()
+    leaf = qkv.float().clone().requires_grad_()
     attention.self_attention(leaf, 2, causal=causal).backward(d_out.float().flatten(0, 1))
     return qkv, d_out, leaf.grad
 
