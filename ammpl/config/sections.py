@@ -284,7 +284,7 @@ class TrainingConfig(Section):
             loss by less get no gradient, |dL/ds| < tolerance; 0 is exact. ``train/skipped_pairs`` and
             ``train/skipped_gradient`` are then their number and the sum of their |dL/ds|, means over steps.
         chunk: with masks of scope ``class`` or ``text``, pairs in flight: bounds the memory, and changes sums in their
-            last digits only. None takes what two gigabytes hold, on a GPU two thirds of this process's share of it.
+            last digits only. None takes what two gigabytes hold, on a GPU four fifths of this process's share of it.
         deterministic: whether a GPU takes only algorithms that give the same bits each time; a processor always does.
     """
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ammpl.model.attention import attention, self_attention, split_heads
+from ammpl.model import fused
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,17 @@ def run_block(block: Any, tokens_BLW: Tensor, *, causal: bool = False) -> Tensor
     """
     B, L, W = tokens_BLW.shape
     flat = tokens_BLW.reshape(B * L, W)
-    mixed = self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=causal)
+    mixed = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=causal)
     return _rest(block, flat, mixed).view(B, L, W)
 
 
 def run_last_block(block: Any, tokens_BLW: Tensor) -> Tensor:
     """Run the last such block for row 0, the one that is read from it; returns (B, W)."""
     B, L, W = tokens_BLW.shape
-    k, v = split_heads(
-        _qkv(block, tokens_BLW.reshape(B * L, W), slice(W, None)).view(B, L, -1), 2, block.attn.num_heads
-    )
+    k, v = _heads(_qkv(block, tokens_BLW.reshape(B * L, W), slice(W, None)).view(B, L, -1), 2, block.attn.num_heads)
     first_BW = tokens_BLW[:, 0]
-    (q,) = split_heads(_qkv(block, first_BW, slice(W)).view(B, 1, W), 1, block.attn.num_heads)
-    return _rest(block, first_BW, attention(q, k, v))
+    (q,) = _heads(_qkv(block, first_BW, slice(W)).view(B, 1, W), 1, block.attn.num_heads)
+    return _rest(block, first_BW, _attention(q, k, v))
 
 
 def run_last_block_to_ends(block: Any, tokens_BLW: Tensor, ends_B: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ def run_last_block_to_ends(block: Any, tokens_BLW: Tensor, ends_B: Tensor) -> Te
     """
     B, L, W = tokens_BLW.shape
     flat = tokens_BLW.reshape(B * L, W)
-    mixed_BLW = self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=True).view(B, L, W)
+    mixed_BLW = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=True).view(B, L, W)
     # Not indexed: the gradient of a product is the same each time, and 0 and 1 leave every value as it is.
     end_BL1 = (ends_B[:, None] == torch.arange(L, device=ends_B.device))[:, :, None]
     return _rest(block, (tokens_BLW * end_BL1).sum(1), (mixed_BLW * end_BL1).sum(1))
@@ -104,8 +102,8 @@ def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
     """
     mixed, past = [], None
     for index, qkv in enumerate(layout.split(_qkv(block, rows_RW))):
-        q, k, v = split_heads(qkv, 3, block.attn.num_heads)
-        mixed.append(attention(q, *_after(past, k, v), causal=True))
+        q, k, v = _heads(qkv, 3, block.attn.num_heads)
+        mixed.append(_attention(q, *_after(past, k, v), causal=True))
         if layout.prefixes and index == 0:
             past = (k, v)
     return _rest(block, rows_RW, torch.cat(mixed))
@@ -121,13 +119,13 @@ def run_last_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor
     keys_values = layout.split(_qkv(block, rows_RW, slice(W, None)))
     ends, past = [rows[:, -1] for rows in layout.split(rows_RW)], None
     if layout.prefixes:
-        past, keys_values, ends = split_heads(keys_values[0], 2, heads), keys_values[1:], ends[1:]
+        past, keys_values, ends = _heads(keys_values[0], 2, heads), keys_values[1:], ends[1:]
     ends_BW = torch.cat(ends)
     queries = _qkv(block, ends_BW, slice(W)).split([len(end) for end in ends])
     mixed = []
     for query, key_value in zip(queries, keys_values, strict=True):
-        (q,), (k, v) = split_heads(query[:, None], 1, heads), split_heads(key_value, 2, heads)
-        mixed.append(attention(q, *_after(past, k, v)))
+        (q,), (k, v) = _heads(query[:, None], 1, heads), _heads(key_value, 2, heads)
+        mixed.append(_attention(q, *_after(past, k, v)))
     return _rest(block, ends_BW, torch.cat(mixed))
 
 
@@ -148,5 +146,58 @@ def _after(past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor) -> tuple[Tenso
 
 def _rest(block: Any, rows_RW: Tensor, mixed_RW: Tensor) -> Tensor:
     """Return a block's output, from its input and what attention made of it."""
-    rows_RW = rows_RW + block.ls_1(block.attn.out_proj(mixed_RW))
-    return cast(Tensor, rows_RW + block.ls_2(block.mlp(block.ln_2(rows_RW))))
+    branch_RW, norm = block.ls_1(block.attn.out_proj(mixed_RW)), block.ln_2
+    if fused.serves(rows_RW):
+        rows_RW, normed_RW = fused.AddNorm.apply(rows_RW, branch_RW, norm.weight, norm.bias, norm.eps)
+    else:
+        rows_RW = rows_RW + branch_RW
+        normed_RW = norm(rows_RW)
+    return cast(Tensor, rows_RW + block.ls_2(block.mlp(normed_RW)))
+
+
+def _self_attention(qkv_BLX: Tensor, heads: int, *, causal: bool) -> Tensor:
+    """Return what rows make of the rows of their sequence, heads side by side: (B * L, W).
+
+    Args:
+        qkv_BLX: queries, keys and values side by side.
+        heads: H.
+        causal: whether a row attends to itself and what precedes it; else to all.
+    """
+    _, L, X = qkv_BLX.shape
+    if fused.serves(qkv_BLX) and L <= fused.LONGEST and 3 * heads * fused.HEAD_WIDTH == X:
+        mixed_BLW: Tensor = fused.Attention.apply(qkv_BLX, heads, causal)
+        return mixed_BLW.flatten(0, 1)
+    return _attention(*_heads(qkv_BLX, 3, heads), causal=causal)
+
+
+def _heads(rows_BLX: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Return the parts that stand side by side, each (B, H, L, E)."""
+    B, L, X = rows_BLX.shape
+    # Split along the rows' width: in the backward pass that is one concatenation, unbinding is two copies.
+    return tuple(part.view(B, L, heads, -1).transpose(1, 2) for part in rows_BLX.split(X // parts, dim=-1))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Return softmax(q k^T / sqrt(E)) v, heads side by side: (B * rows, W).
+
+    Args:
+        q: of the rows that attend, (B, H, rows, E).
+        k: of the rows attended to, (B, H, keys, E).
+        v: of the rows attended to, (B, H, keys, E).
+        causal: whether the rows are the last ones, and each attends to itself and what precedes it; else to all.
+    """
+    rows, keys = q.shape[2], k.shape[2]
+    plain = q.dtype is torch.bfloat16 and not q.is_cuda
+    square, visible = causal and rows == keys and not plain, None
+    if causal and rows > 1 and not square:
+        visible = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
+    if not plain:
+        mixed = F.scaled_dot_product_attention(q, k, v, visible, is_causal=square)
+    else:
+        # On a CPU the fused backward pass is as slow in bf16 as in fp32, or slower; two plain products are 3 to 20
+        # times faster and keep the probabilities, a fifth more memory.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        mixed = scores.softmax(-1) @ v
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -210,18 +210,18 @@ def _logits(scores: Tensor) -> Tensor:
 
 
 def pairs_in_flight(backbone: Backbone) -> int:
-    """Return how many pairs' graphs two gigabytes hold, or two thirds of this process's share of a GPU.
+    """Return how many pairs' graphs two gigabytes hold, or four fifths of this process's share of a GPU.
 
-    A pair's graph keeps some 14 tensors of (tokens, width) for each block of the image tower (measured on ViT-B/16's
-    shapes: 12.5, its share of the text tower included). Of a GPU's memory all is counted, not what is free now: the
-    same trial is cut the same way again.
+    A pair's graph keeps some tensors of (tokens, width) for each block of the image tower: measured on ViT-B/16's
+    shapes, its share of the text tower included, 12.5 on a processor and 10.5 on a GPU. Of a GPU's memory all is
+    counted, not what is free now: the same trial is cut the same way again.
     """
     values = (backbone.patch_count + 1) * backbone.vision_width * backbone.vision_layers
-    budget = 2e9
+    tensors, budget = 14, 2e9
     if backbone.device.type == "cuda":
         total = torch.cuda.get_device_properties(backbone.device).total_memory
-        budget = total * torch.cuda.get_per_process_memory_fraction(backbone.device) * 2 / 3
-    return max(1, int(budget // (14 * values * backbone.block_dtype.itemsize)))
+        tensors, budget = 11, total * torch.cuda.get_per_process_memory_fraction(backbone.device) * 4 / 5
+    return max(1, int(budget // (tensors * values * backbone.block_dtype.itemsize)))
 
 
 @cache

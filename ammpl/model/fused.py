@@ -1,0 +1,99 @@
+"""Parts of a frozen block that a GPU runs as one kernel each (:mod:`ammpl.model.kernels`), in bf16.
+
+Flash attention's deterministic backward pass spends most of its time on what only long sequences need, and adding what
+a norm then reads again costs a pass over memory. Weights are frozen: only inputs have gradients.
+
+Shapes: B sequences, L rows of each, R rows of all, W width, H heads, X = 3 W.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONGEST = 256
+"""Rows of a sequence that the backward kernel holds at a time."""
+HEAD_WIDTH = 64
+
+
+def serves(tensor: Tensor) -> bool:
+    """Return whether the kernels are used for a tensor: in bf16 on a GPU for which Triton can build them."""
+    return tensor.is_cuda and tensor.dtype is torch.bfloat16 and works()
+
+
+class Attention(torch.autograd.Function):
+    """Self-attention of rows (B, L, X), queries, keys and values side by side, to (B, L, W)."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_BLX: Tensor, heads: int, causal: bool) -> Tensor:
+        """Let each row attend to all of its sequence, or with ``causal`` to itself and what precedes it."""
+        from ammpl.model import kernels  # imports Triton, which not every machine has
+
+        B, L, X = qkv_BLX.shape
+        qkv_BLX = qkv_BLX.contiguous()
+        out_BLW = qkv_BLX.new_empty(B, L, X // 3)
+        logsumexp_BHL = qkv_BLX.new_empty(B, heads, L, dtype=torch.float32)
+        kernels.attend(qkv_BLX, out_BLW, logsumexp_BHL, causal=causal)
+        ctx.save_for_backward(qkv_BLX, out_BLW, logsumexp_BHL)
+        ctx.causal = causal
+        return out_BLW
+
+    @staticmethod
+    def backward(ctx: Any, d_out_BLW: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of queries, keys and values."""
+        from ammpl.model import kernels
+
+        qkv_BLX, out_BLW, logsumexp_BHL = ctx.saved_tensors
+        d_qkv_BLX = torch.empty_like(qkv_BLX)
+        values = (qkv_BLX, out_BLW, d_out_BLW.contiguous(), logsumexp_BHL)
+        kernels.attend_backward(*values, d_qkv_BLX, causal=ctx.causal)
+        return d_qkv_BLX, None, None
+
+
+class AddNorm(torch.autograd.Function):
+    """x + y and its layer norm, both (R, W)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_RW: Tensor, y_RW: Tensor, weight_W: Tensor, bias_W: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add, and normalise with the norm's weight, bias and epsilon."""
+        from ammpl.model import kernels
+
+        x_RW, y_RW = x_RW.contiguous(), y_RW.contiguous()
+        total_RW, normed_RW = torch.empty_like(x_RW), torch.empty_like(x_RW)
+        means_R, scales_R = x_RW.new_empty(2, len(x_RW), dtype=torch.float32).unbind()
+        kernels.add_norm(x_RW, y_RW, weight_W, bias_W, total_RW, normed_RW, means_R, scales_R, epsilon)
+        ctx.save_for_backward(total_RW, weight_W, means_R, scales_R)
+        return total_RW, normed_RW
+
+    @staticmethod
+    def backward(ctx: Any, d_total_RW: Tensor, d_normed_RW: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Return the gradient of x, and once more as that of y."""
+        from ammpl.model import kernels
+
+        total_RW, weight_W, means_R, scales_R = ctx.saved_tensors
+        d_both_RW = torch.empty_like(total_RW)
+        given = (d_total_RW.contiguous(), d_normed_RW.contiguous())
+        kernels.add_norm_backward(total_RW, *given, weight_W, means_R, scales_R, d_both_RW)
+        return d_both_RW, d_both_RW, None, None, None
+
+
+@cache
+def works() -> bool:
+    """Return whether Triton can build the kernels for this GPU; say it once where it cannot."""
+    rows = torch.zeros(2, 16, 3 * HEAD_WIDTH, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    try:
+        with torch.enable_grad():
+            mixed = Attention.apply(rows, 1, False).flatten(0, 1)
+            sum(AddNorm.apply(mixed, mixed, rows[0, 0, :64], rows[0, 0, :64], 1e-5)).sum().backward()
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:  # no Triton, no C compiler
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"the towers run without Triton kernels, slower: {reason}", stacklevel=2)
+        return False
+    return True
