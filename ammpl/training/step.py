@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ KEPT = 4
 """Recordings that a process keeps for trials to come."""
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,15 @@ class TrainingStep:
         """
         set_rates(self._optimizer, factor)
         self._done += 1
-        if type(self._model) is not AMMPL:
-            return run_step(self._training, self._model, self._classes, self._optimizer, batch, number)
-        draws = self._model.draws(len(batch.labels_B), self._classes, number)
-        if self._records and self._recording is None:
-            self._recording = self._taken(batch, draws)
-        if self._recording is None:
-            return run_step(self._training, self._model, self._classes, self._optimizer, batch, draws)
-        return self._recording.replay(batch, draws)
+        noise: Draws | int = number
+        if type(self._model) is AMMPL:
+            noise = self._model.draws(len(batch.labels_B), self._classes, number)
+            if self._records and self._recording is None:
+                self._recording = self._taken(batch, noise)
+            if self._recording is not None:
+                return self._recording.replay(batch, noise)
+        trial = (self._training, self._model, self._classes, self._optimizer)
+        return _with_room(self._optimizer, lambda: run_step(*trial, batch, noise))
 
     def close(self) -> None:
         """Keep what was recorded for another trial; the model keeps its learnables."""
@@ -132,14 +135,31 @@ class TrainingStep:
             return kept
         if self._done <= EAGER_STEPS:
             return None
+        trial = (self._training, self._model, self._classes, self._optimizer)
         try:
-            return _Recording(key, self._training, self._model, self._classes, self._optimizer, batch, draws)
+            return _with_room(self._optimizer, lambda: _Recording(key, *trial, batch, draws))
         except torch.cuda.OutOfMemoryError:
             log.warning("steps are launched kernel by kernel: no GPU memory is left to record one")
             self._records = False
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            _make_room(self._optimizer)
             return None
+
+
+def _with_room(optimizer: torch.optim.Optimizer, run: Callable[[], Result]) -> Result:
+    """Return what a function does; where GPU memory runs out, once more without the recordings of other shapes."""
+    try:
+        return run()
+    except torch.cuda.OutOfMemoryError:
+        if not _recordings:
+            raise
+    forget()
+    _make_room(optimizer)
+    return run()
+
+
+def _make_room(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
 
 
 def run_step(
@@ -217,8 +237,7 @@ class _Recording:
         self._learnables = [parameter.detach() for parameter in model.parameters()]
         self._states = [optimizer.state[parameter] for parameter in model.parameters()]
         self._reads = (model.backbone, classes)  # kept alive: the kernels know their addresses
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
+        _make_room(optimizer)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=next((other._graph.pool() for other in _living), None)):
             self._result = run_step(training, model, classes, optimizer, self._batch, self._draws)
