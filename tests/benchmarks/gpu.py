@@ -126,9 +126,10 @@ class Running:
         names = class_names(case.classes)
         self.model = AMMPL(self.config.model, backbone, names, SeedConfig())
         self.classes, self.batch = self.model.classes(names), _batch(self.model, case)
-        self.optimizer = build_optimizer(self.model, self.config.training)
-        self.take_step = TrainingStep(self.config.training, self.model, self.classes, self.optimizer)
         self.number = 0
+        if list(self.model.parameters()):
+            self.optimizer = build_optimizer(self.model, self.config.training)
+            self.take_step = TrainingStep(self.config.training, self.model, self.classes, self.optimizer)
 
     def step(self) -> None:
         """Take the next step."""
@@ -149,7 +150,8 @@ class Running:
 
     def close(self) -> None:
         """Let go of it."""
-        self.take_step.close()
+        if self.number:
+            self.take_step.close()
         forget()
         gc.collect()
         torch.cuda.empty_cache()
