@@ -22,8 +22,11 @@ HEAD_WIDTH = 64
 
 
 def serves(tensor: Tensor) -> bool:
-    """Return whether the kernels are used for a tensor: in bf16 on a GPU for which Triton can build them."""
-    return tensor.is_cuda and tensor.dtype is torch.bfloat16 and works()
+    """Return whether the kernels are used for a tensor: in bf16 on a GPU for which Triton can build them.
+
+    What torch.compile traces is left to it.
+    """
+    return tensor.is_cuda and tensor.dtype is torch.bfloat16 and not torch.compiler.is_compiling() and works()
 
 
 class Attention(torch.autograd.Function):
