@@ -350,14 +350,14 @@ class Study:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from ammpl.errors import UserError
+        from ammpl.errors import UserError, reason_of
 
         path = self.folder / name / f"{name}.parquet"
         try:
             return pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(str(path), f"cannot be read ({reason})", fix="a study writes it at its begin") from None
+            fix = "a study writes it at its begin"
+            raise UserError(str(path), f"cannot be read ({reason_of(error)})", fix=fix) from None
 
 
 def _folder(study: Study | str | Path) -> Path:
@@ -406,10 +406,12 @@ def _to_its_end(work: Callable[[], StudySummary | None], surroundings: Surroundi
 
 def _reported(study: Study, tracking: bool, tracking_uri: str | None) -> tuple[str, ...]:
     """Write the report; return what became of it."""
+    from ammpl.errors import reason_of
+
     try:
         report = study.report(tracking=tracking, tracking_uri=tracking_uri)
     except Exception as error:  # a report is a view: it never changes how a study ended
-        return (f"warning: no report ({' '.join(str(error).split())[:200]})",)
+        return (f"warning: no report ({reason_of(error)})",)
     missing = tracking and report.not_logged is not None
     line = f"report: {report.page}" + (f"; not in MLflow: {report.not_logged}" if missing else "")
     return (line, *([f"warning: {report.not_copied}"] if report.not_copied else []))

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ammpl.redaction import redacted
+
 _NOT_GIVEN: Any = object()
 
 
@@ -24,6 +26,8 @@ class UserError(Exception):
         got: the value found, where there is one; shown shortened.
         fix: what to do about it, where it is known.
 
+    What is secret in an address is left out of the text, see :func:`ammpl.redaction.redacted`.
+
     Examples:
         >>> print(UserError("--shots", "must be at least 1", got=0, fix="leave it out for 16"))
         --shots: must be at least 1, got 0. Fix: leave it out for 16
@@ -34,11 +38,11 @@ class UserError(Exception):
         self.rule = rule
         self.got = got
         self.fix = fix
-        text = f"{where}: {rule}"
+        text = f"{redacted(where)}: {redacted(rule)}"
         if got is not _NOT_GIVEN:
-            text += f", got {shorten(got)}"
+            text += f", got {shorten(redacted(got) if isinstance(got, str) else got)}"
         if fix:
-            text += f". Fix: {fix}"
+            text += f". Fix: {redacted(fix)}"
         super().__init__(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,6 +53,11 @@ class UserError(Exception):
 def _rebuild(text: str) -> UserError:
     where, _, rule = text.partition(": ")
     return UserError(where, rule)
+
+
+def reason_of(error: BaseException, width: int = 200) -> str:
+    """Return an error's text on one line, without secrets in addresses; its type's name where it has none."""
+    return redacted(" ".join(str(error).split()))[:width] or type(error).__name__
 
 
 def shorten(value: Any, width: int = 80) -> str:

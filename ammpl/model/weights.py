@@ -19,7 +19,7 @@ import open_clip
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from ammpl.errors import UserError, did_you_mean
+from ammpl.errors import UserError, did_you_mean, reason_of
 
 CONNECT_SECONDS = 5.0
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -88,7 +88,7 @@ def _file_of(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path:
         try:
             return Path(open_clip.download_pretrained(tag))
         except Exception as error:  # of any library below
-            problem = f"could not be fetched ({' '.join(str(error).split())[:160]})"
+            problem = f"could not be fetched ({reason_of(error, 160)})"
     raise UserError("backbone.pretrained", f"the weights of {name} {problem}", got=pretrained, fix=_by_hand(name, tag))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-from ammpl.errors import UserError
+from ammpl.errors import UserError, reason_of
+from ammpl.redaction import redacted
 from ammpl.report.files import listed
-from ammpl.study.addresses import without_password
 from ammpl.study.views.tracking import own_uri, remembered_run
 
 _ENVIRONMENT = {
@@ -35,7 +35,7 @@ def log_report(study: Path, report: Path, tracking_uri: str | None = None) -> st
         return str(error)
     if uri is None:
         return "you have not given this study its address on this machine; --tracking-uri URI logs it there"
-    shown = without_password(uri)
+    shown = redacted(uri)
     if (file := _sqlite_file(uri)) is not None and not file.is_file():
         return f"{shown} is not there; run the command where the study ran"
     for name, value in _ENVIRONMENT.items():
@@ -47,7 +47,7 @@ def log_report(study: Path, report: Path, tracking_uri: str | None = None) -> st
         for name in sorted(listed(report) or ()):  # not what else lies in the folder
             client.log_artifact(run_id, str(report / name), str(PurePosixPath("report", name).parent))
     except Exception as error:  # whatever a store, a plugin or the network raises
-        return f"{shown}: {' '.join(str(error).split())[:200]}"
+        return f"{shown}: {reason_of(error)}"
     return None
 
 

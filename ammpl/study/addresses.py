@@ -1,14 +1,8 @@
-"""Addresses as they may be shown and saved: without what is secret in them."""
+"""Addresses of stores and chat services; what may be shown of others is :mod:`ammpl.redaction`'s."""
 
 from __future__ import annotations
 
-import re
 import urllib.parse
-
-
-def without_password(uri: str) -> str:
-    """Return a URI that can be shown and saved: ``postgresql://me:***@host/db``."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def without_path(url: str) -> str:

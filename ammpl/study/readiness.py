@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.home import DataHome
-from ammpl.errors import UserError
+from ammpl.errors import UserError, reason_of
 from ammpl.study.views.mlflow_process import DEFAULT_URI
 
 LEAST_DISK = 2 * 2**30
@@ -87,7 +87,7 @@ def examine(surroundings: Surroundings) -> Iterator[Finding]:
         try:
             yield from check(surroundings)
         except Exception as error:  # the doctor's own blindness is a finding, too
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = f"{type(error).__name__}: {reason_of(error)}"
             yield Finding(check.__name__.strip("_"), f"could not be looked at ({reason})", "see the reason", True)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from ammpl.errors import UserError, did_you_mean
+from ammpl.errors import UserError, did_you_mean, reason_of
 from ammpl.escaping import rich_text
 from ammpl.study.plan.replay import check_study
 from ammpl.study.record.event_log import FILE, read_history, space_file
@@ -321,6 +321,6 @@ def _table(path: Path, columns: list[str]) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(str(path), f"cannot be read ({reason})", fix="name the folder of a finished study") from None
+        fix = "name the folder of a finished study"
+        raise UserError(str(path), f"cannot be read ({reason_of(error)})", fix=fix) from None
     return rows

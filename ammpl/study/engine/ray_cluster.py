@@ -15,7 +15,7 @@ from typing import Literal
 import ray
 
 import ammpl
-from ammpl.errors import UserError
+from ammpl.errors import UserError, reason_of
 from ammpl.study.engine.packing import MOST_TRIALS, share
 from ammpl.study.engine.ray_worker import Resources
 from ammpl.study.reachable import head_problem
@@ -78,8 +78,7 @@ def _join(address: str) -> None:
         package = {"py_modules": [str(Path(ammpl.__file__).resolve().parent)]}
         ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise UserError(where, f"Ray cannot connect ({text})", got=address, fix=fix) from None
+        raise UserError(where, f"Ray cannot connect ({reason_of(error)})", got=address, fix=fix) from None
 
 
 def busy(resources: Resources, patience: float = 10.0) -> str | None:

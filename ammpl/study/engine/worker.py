@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import DataHome
+from ammpl.errors import reason_of
 from ammpl.study.engine import packing
 from ammpl.study.engine.carried import Files
 from ammpl.study.engine.packing import Memory
@@ -76,8 +77,8 @@ class Attempt:
             _release_memory()
             return End(self._seconds())
         except Exception as error:
-            text = " ".join(str(error).split())
-            reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+            text, name = reason_of(error, 10_000), type(error).__name__
+            reason = name if text == name else f"{name}: {text}"
             with contextlib.suppress(OSError):  # on a full disk the reason is all there is
                 (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             end = End(self._seconds(), reason, _is_out_of_memory(error))

@@ -14,7 +14,8 @@ from typing import Any
 
 import ammpl
 from ammpl.config import METHODS
-from ammpl.study.addresses import without_password, without_path
+from ammpl.redaction import redacted
+from ammpl.study.addresses import without_path
 
 PACKAGES = (
     "ammpl-study",
@@ -95,7 +96,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, li
 
 def _without_secrets(command: list[str]) -> list[str]:
     """Return a command line that can be saved: without passwords, and without addresses that are keys."""
-    words = [without_password(word) for word in command]
+    words = [redacted(word) for word in command]
     for index, word in enumerate(words):
         name, equals, url = word.partition("=")
         if equals and name == "--notify":

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ammpl.errors import UserError
+from ammpl.errors import UserError, reason_of
 from ammpl.study.record.folder import check_links
 from ammpl.study.views.mlflow_model import WINNER
 from ammpl.study.views.mlflow_process import DEFAULT_URI
@@ -74,5 +74,5 @@ def _downloaded(run_id: str, tracking_uri: str | None) -> Path:
         try:
             return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=uri))
         except (MlflowException, OSError) as error:
-            reasons.append(" ".join(str(error).split()))
+            reasons.append(reason_of(error))
     raise UserError(f"run {run_id}", f"has no {FILE} that can be fetched ({reasons[0]})")

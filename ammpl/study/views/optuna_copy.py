@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from ammpl.errors import UserError
-from ammpl.study.addresses import without_password
+from ammpl.redaction import is_redacted, redacted
 from ammpl.study.plan.optuna_search import OptunaSearch
 from ammpl.study.record.event_log import FILE
 from ammpl.study.record.own_addresses import check_own
@@ -46,9 +46,9 @@ class OptunaCopy:
         self._searches = searches
         self._folder = folder
         self._process = process
-        self._shown = without_password(url) if url else str(folder / "optuna.sqlite3")
+        self._shown = redacted(url) if url else str(folder / "optuna.sqlite3")
         self._sent: list[dict[int, int]] = []  # by search and number: how many intermediate values have been sent
-        self._required = url is not None and _remembered(folder) != without_password(url)
+        self._required = url is not None and _remembered(folder) != redacted(url)
         process.send(
             {
                 "op": "storage",
@@ -166,7 +166,7 @@ def remembered_storage(folder: Path, trusted: bool | None = None) -> str | None:
     url = _remembered(folder)
     if url is not None:
         check_own(folder, LINK, url, f"name it yourself with {FLAG}", trusted)
-    if url is not None and ":***@" in url:
+    if url is not None and is_redacted(url):
         fix = "give it again, with the password"
         raise UserError(FLAG, "the study's storage has a password, which is not kept", got=url, fix=fix)
     return url

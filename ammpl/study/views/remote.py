@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ammpl.errors import UserError
+from ammpl.redaction import is_redacted, redacted
 from ammpl.study.addresses import is_remote
 from ammpl.study.reachable import SECONDS
 from ammpl.study.record.event_log import FILE, read_history
@@ -60,7 +62,7 @@ class Remote:
     def __init__(self, address: str):
         self.address = address
         parts = urlsplit(address)
-        if parts.password is not None or "secret" in parts.query:
+        if is_redacted(redacted(address)):
             fix = "give them as the store's own tools take them, as in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             raise UserError(f"{parts.scheme}://…", "holds credentials, and is written down", fix=fix)
         try:
@@ -185,24 +187,30 @@ def brought_here(study: str | Path) -> Path:
 
 def _fetch(remote: Remote, log: bytes, folder: Path) -> None:
     """Fetch what the log refers to: files as they are now, which are as new as it, or newer."""
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    for name, (_, written) in remote.times().items():
-        data = log if name == FILE else remote.read(name)
-        if data is None or Path(name).name.startswith("."):  # it has gone meanwhile; the lease is not the study's
-            continue
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise UserError(remote.address, "has a file whose path leads out of the study", got=name)
-        path = draft / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        os.utime(path, (written, written))
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a fetch that was killed
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft = scratch / "study"
+    draft.mkdir()
+    try:
+        for name, (_, written) in remote.times().items():
+            data = log if name == FILE else remote.read(name)
+            if data is None or Path(name).name.startswith("."):  # gone meanwhile; the lease is not the study's
+                continue
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise UserError(remote.address, "has a file whose path leads out of the study", got=name)
+            path = draft / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            os.utime(path, (written, written))
+        if not folder.exists():
+            draft.rename(folder)
+            return
+        # File by file, the log last: what else lies in the folder is not the study's to remove.
+        fetched = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+        for path in sorted(fetched, key=lambda path: path == Path(FILE)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (draft / path).replace(folder / path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def ask_to_stop(address: str) -> str:
@@ -299,4 +307,4 @@ def answer(address: str, ask: Callable[[], Value], seconds: float | None = None)
 
 def line(error: BaseException) -> str:
     """Return an error's text on one line, without the store's headers."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])[:200]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ammpl.errors import UserError
-from ammpl.study.addresses import without_password
+from ammpl.redaction import redacted
 from ammpl.study.plan.ablation_plan import StudyPlan
 from ammpl.study.plan.search_plan import Plan
 from ammpl.study.reachable import store_problem
@@ -120,9 +120,9 @@ class Views:
     @property
     def addresses(self) -> dict[str, str]:
         """The addresses in use, as the files of a study's folder name them."""
-        addresses = {} if self._mlflow is None else {MLFLOW_LINK: without_password(self._mlflow.uri)}
+        addresses = {} if self._mlflow is None else {MLFLOW_LINK: redacted(self._mlflow.uri)}
         if self._optuna_url is not None:
-            addresses[OPTUNA_LINK] = without_password(self._optuna_url)
+            addresses[OPTUNA_LINK] = redacted(self._optuna_url)
         if self._mirror is not None:
             addresses[COPY_LINK] = self._mirror.address
         return addresses
@@ -244,12 +244,12 @@ def started(stores: Stores, space: StudySpace, folder: Path | None) -> Iterator[
         url = stores.optuna_storage
         if isinstance(space, AblationSpace):
             if url is not None:
-                raise UserError(FLAG, "belongs to a search, and an ablation is none", got=without_password(url))
+                raise UserError(FLAG, "belongs to a search, and an ablation is none", got=redacted(url))
         else:
             if url is None and folder is not None:
                 url = remembered_storage(folder, stores.trusted)
             elif url is not None and (problem := store_problem(url)):
-                raise unusable_storage(without_password(url), problem)
+                raise unusable_storage(redacted(url), problem)
             optuna = WriterProcess("ammpl.study.views.optuna_writer", {"OMP_NUM_THREADS": "1"})
             processes.callback(optuna.end)
         if stores.tracking:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ammpl.config import Scalar
 from ammpl.errors import UserError
-from ammpl.study.addresses import without_password
+from ammpl.redaction import is_redacted, redacted
 from ammpl.study.record.own_addresses import check_own, is_own
 from ammpl.study.result.labels import run_name
 from ammpl.study.trial import Outcome, State, Trial
@@ -91,7 +91,7 @@ class MLflowTracker:
         self._put(
             {
                 "op": "study",
-                "shown_uri": without_password(self._uri),
+                "shown_uri": redacted(self._uri),
                 "required": self._required,
                 "experiment": f"ammpl-{study_name}",
                 "name": folder.name,
@@ -147,7 +147,7 @@ class MLflowTracker:
         """What opens the study in MLflow: the page of its run on a server, else a shell command."""
         if not self._uri.startswith(("http://", "https://")):
             return f"python tune.py ui {shlex.quote(str(self._folder))}"
-        base = without_password(self._uri)
+        base = redacted(self._uri)
         return base.rstrip("/") + run_page(self.parent) if self.parent else base
 
     # -- Observer --
@@ -265,7 +265,7 @@ class MLflowTracker:
             shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
             what = f"{len(missing)} of {len(self._told)} trials ({shown})"
         return (
-            f"MLflow ({without_password(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
+            f"MLflow ({redacted(self._uri)}) lacks {what}: {'; '.join(problems[:5])}. "
             f"The study is not affected; {self._folder / 'events.jsonl'} has everything, "
             f"and once the store is back 'python tune.py resume {self._folder}' delivers it.",
         )
@@ -281,7 +281,7 @@ def unusable(process: MLflowProcess, reason: str) -> UserError:
     return UserError(
         process.where,
         f"the MLflow store cannot be used ({reason})",
-        got=without_password(process.uri),
+        got=redacted(process.uri),
         fix=f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file",
     )
 
@@ -300,7 +300,7 @@ def remembered_uri(folder: Path, trusted: bool | None = None) -> str | None:
     """
     uri = _remembered(folder).get("tracking_uri")
     given = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    if uri is None or without_password(given) == uri:
+    if uri is None or redacted(given) == uri:
         return None
     if uri != DEFAULT_URI:  # a file where the user is
         check_own(folder, LINK, uri, "name it yourself with --tracking-uri", trusted)
@@ -317,14 +317,14 @@ def own_uri(folder: Path) -> str | None:
     """
     uri = _remembered(folder).get("tracking_uri")
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given is not None and uri == without_password(given):
+    if given is not None and uri == redacted(given):
         return given
     return _with_password(uri) if uri is not None and is_own(folder, LINK, uri) else None
 
 
 def _with_password(uri: str) -> str:
     """Return an address that a folder keeps as it is, unless something of it was left out."""
-    if ":***@" in uri:
+    if is_redacted(uri):
         fix = "give it again, with the password, here or as MLFLOW_TRACKING_URI"
         raise UserError("--tracking-uri", "the study's store has a password, which is not kept", got=uri, fix=fix)
     return uri
@@ -332,7 +332,7 @@ def _with_password(uri: str) -> str:
 
 def has_study(uri: str, folder: Path) -> bool:
     """Return whether a study has been told to a store before: then it is the right one, if it does not answer now."""
-    return _remembered(folder).get("tracking_uri") == without_password(uri)
+    return _remembered(folder).get("tracking_uri") == redacted(uri)
 
 
 def remembered_run(folder: Path) -> str | None:

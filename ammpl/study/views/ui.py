@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ammpl.errors import UserError
-from ammpl.study.addresses import without_password
+from ammpl.redaction import redacted
 from ammpl.study.plan.replay import check_study
 from ammpl.study.views.mlflow_process import DEFAULT_URI
 from ammpl.study.views.tracking import remembered_uri, run_page
@@ -47,7 +47,7 @@ class UserInterface:
         self._is_server = self._uri.startswith(("http://", "https://"))
         self._process: subprocess.Popen[bytes] | None = None
         if self._is_server:
-            base = without_password(self._uri).rstrip("/")
+            base = redacted(self._uri).rstrip("/")
         else:
             _check_file(self._uri)
             self._port = _free_port(port)

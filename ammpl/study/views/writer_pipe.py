@@ -18,6 +18,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from ammpl.redaction import redacted
+
 Event = dict[str, Any]
 Events = SimpleQueue[Event | None]
 """What the driver tells, in order; None when nothing more can come."""
@@ -120,4 +122,4 @@ class Retries:
 def first_line(error: BaseException) -> str:
     """Return what went wrong in a line."""
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    return f"{type(error).__name__}: {redacted(lines[0])[:200]}"
