@@ -59,6 +59,8 @@ def _parted(scheme: str, rest: str) -> tuple[str, str, str]:
 
     A password may have any sign in it, written as it should be or not; a path may have an @ of its own.
     """
+    if rest.startswith("/"):  # a file
+        return "", "", rest
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     _, colon, port = authority.partition(":")
     if _DATABASES.search(scheme) or (colon and "@" not in authority and not port.isdecimal()):

@@ -26,6 +26,7 @@ SECRET = "hunter2"
         ("https://host/#access_token=hunter2", "https://host/#access_token=***"),
         ("https://hunter2@host/mlflow", "https://***@host/mlflow"),
         ("https://me:hunter2@host:8443/a@b", "https://me:***@host:8443/a@b"),
+        ("postgresql+psycopg2://me:pa:hunter2@db/x", "postgresql+psycopg2://me:***@db/x"),
         ("postgresql://me:hun/ter2@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:hun@ter2@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:1/hunter2@host/db", "postgresql://me:***@host/db"),
@@ -52,6 +53,8 @@ def test_secrets_are_left_out(address, shown):
     [
         "postgresql://me@host/db",
         "sqlite:///mlflow.db",
+        "sqlite:////a/b@c.db",
+        "sqlite:////a:b/c@d.db",
         "s3://bucket/studies/a@b?endpoint_override=http://127.0.0.1:9000",
         "http://127.0.0.1:5000/a@b",
         "file:///home/me/studies",

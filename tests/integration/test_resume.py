@@ -24,10 +24,10 @@ from ammpl.study.record.folder import locked
 from ammpl.study.study import Options, resume_study, run_study
 from ammpl.yaml_file import dump_yaml
 from tests.integration.mlflow_store import children, curve, parent, states
-from tests.study.fakes import Recorder, execute, small_space
+from tests.study.fakes import Recorder, execute, log_to_change, small_space
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = {"time", "seconds", "started", "ended"}
+TIMES = {"time", "seconds", "started", "ended", "chain"}
 
 DRIVER = """
 import sys
@@ -206,6 +206,12 @@ def test_a_study_that_was_changed_is_refused_and_left_as_it_is(study: Path) -> N
     (study / "study.yaml").write_bytes(before["study.yaml"])
     log = (study / "events.jsonl").read_text()
     (study / "events.jsonl").write_text(log.replace('"key":"search-0001"', '"key":"search-0007"'))
+    with pytest.raises(
+        UserError, match=r"events\.jsonl: line \d+, or one before it, was changed after it was written"
+    ):
+        resume_study(study, OPTIONS, execute=execute)
+    changed = log_to_change(study)  # as an earlier version, or somebody who knows how, would leave it
+    (study / "events.jsonl").write_text(changed)
     with pytest.raises(UserError, match=r"started search-0007 then, started search-0001 now"):
         resume_study(study, OPTIONS, execute=execute)
     (study / "events.jsonl").write_text(log)

@@ -31,7 +31,7 @@ from ammpl.study.result.statistics import Verdict, estimate
 from ammpl.study.space.search_space import Objective
 from ammpl.study.trial import State, Trial
 from tests.report.studies import ablation, make
-from tests.study.fakes import small_space
+from tests.study.fakes import log_to_change, small_space
 
 LOWER = {"learned": 0.0, "random": 0.04, "none": 0.001}
 
@@ -129,7 +129,7 @@ def test_several_studies_together(masks: Path, search: Path, tmp_path: Path) -> 
 
 def reopened(folder: Path) -> Path:
     """Add to a study's log what an extended study's would have: more search after its tests, then tests again."""
-    lines = (folder / FILE).read_text().splitlines()
+    lines = log_to_change(folder).splitlines()
 
     def another(line: str) -> str:
         return re.sub(r'"candidate":"\d+"', '"candidate":"900"', line.replace('"test-', '"test-again-'))

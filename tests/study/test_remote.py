@@ -23,8 +23,9 @@ from ammpl.yaml_file import dump_yaml
 from tests.study.fakes import small_space
 
 
-def event(name: str, key: str = "") -> str:
-    return json.dumps({"event": name, "key": key, "time": "2026-01-01T00:00:00+00:00"}) + "\n"
+def event(name: str, key: str = "search-0000") -> str:
+    fields = {"phase": "search", "repeat": 1, "params": {}, "step": 1, "metrics": {}, "state": "COMPLETE"}
+    return json.dumps({"event": name, "key": key, "time": "2026-01-01T00:00:00+00:00", **fields}) + "\n"
 
 
 def study(folder: Path, address: str = "", events: int = 1) -> Path:
@@ -124,7 +125,6 @@ def test_a_study_is_fetched_once_and_then_where_the_copy_is_further(here: Path) 
 
     (there / FILE).write_text(event("session") + event("reported"))
     (there / "new").write_text("new")
-    (folder.parent / ".mine.old" / "left").mkdir(parents=True)  # by a fetch that was killed
     (there / "study.yaml").unlink()
     with pytest.raises(UserError, match=r"mine: has no study that has begun"):
         brought_here(address)
@@ -268,9 +268,8 @@ def test_a_study_that_runs_elsewhere_is_watched_through_its_copy(here: Path) -> 
     (there / LEASE).write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": ""}))
     looks = watch(brought_here(address), seconds=0)
     assert "is being run by process 1 on elsewhere" in next(looks)[0]
-    started = {"event": "started", "key": "search-0000", "phase": "search", "time": "2026-01-01T00:00:01+00:00"}
     with (there / FILE).open("a") as log:
-        log.write(json.dumps(started) + "\n")
+        log.write(event("started"))
     assert next(looks)[1] == "search: 1 trials: 1 begun, not ended"
     (there / LEASE).unlink()
     assert "is not running and has not ended" in next(looks)[0]

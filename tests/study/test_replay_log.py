@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -69,12 +70,72 @@ def test_a_damaged_log_and_one_of_a_later_version_are_said(tmp_path: Path) -> No
     path.write_text("".join([*lines[:4], "\0\0\0\n", *lines[4:]]))
     with pytest.raises(UserError, match=r"events\.jsonl: line 5 is damaged\. Fix: put back a copy"):
         read_history(path)
-    path.write_text(lines[0].replace('"format":1', '"format":2').replace('"version":"', '"version":"9.') + lines[1])
+    path.write_text(lines[0].replace('"format":2', '"format":3').replace('"version":"', '"version":"9.') + lines[1])
     with pytest.raises(UserError, match=r"line 1 was written by a later version, 9\.\S+ Fix: use that version"):
         read_history(path)
     path.write_text(lines[0] + '{"event": "moved", "time": "2026-01-01T00:00:00+00:00"}\n' + lines[1])
     with pytest.raises(UserError, match="line 2 was written by a later version"):
         read_history(path)
+
+
+def test_a_log_that_was_changed_is_told_from_a_torn_one(tmp_path: Path) -> None:
+    """Any digit of any line, and lines that are missing, added or in another order."""
+    path = tmp_path / FILE
+    run_session(space_of("tpe", "none"), tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    random = Random(0)
+    changed = "was changed after it was written|is damaged|was written by a later version"
+    for _ in range(60):
+        number = random.randrange(len(lines) - 1)  # of the last one a torn end may be left
+        place = random.choice([i for i, sign in enumerate(lines[number]) if sign.isdigit()])
+        digit = random.choice("0123456789".replace(lines[number][place], ""))
+        line = lines[number][:place] + digit + lines[number][place + 1 :]
+        path.write_text("".join([*lines[:number], line, *lines[number + 1 :]]))
+        with pytest.raises(UserError, match=changed):
+            read_history(path)
+    for other in ([*lines[:3], *lines[4:]], [*lines[:3], lines[4], lines[3], *lines[5:]], [*lines, lines[-1]]):
+        path.write_text("".join(other))
+        with pytest.raises(UserError, match=r"line \d+, or one before it, was changed after it was written"):
+            read_history(path)
+
+
+def test_a_log_of_an_earlier_version_goes_on_chained(tmp_path: Path) -> None:
+    space, path = space_of("tpe", "none"), tmp_path / FILE
+    run_session(space, tmp_path)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events_of(tmp_path)))
+    session = open_session(space, tmp_path)
+    session.records.close()
+    lines = path.read_text().splitlines()
+    assert "chain" not in json.loads(lines[-2]) and "chain" in json.loads(lines[-1])
+    assert len(read_history(path).lines) == len(lines)
+    path.write_text("\n".join([lines[0].replace("0", "1"), *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match="was changed after it was written"):
+        read_history(path)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "finished", "key": "../x", "state": "COMPLETE"},
+        {"event": "finished", "key": "/tmp/x", "state": "COMPLETE"},
+        {"event": "finished", "key": "a\\b", "state": "COMPLETE"},
+        {"event": "finished", "key": "..", "state": "COMPLETE"},
+        {"event": "finished", "key": ["x"], "state": "COMPLETE"},
+        {"event": "finished", "key": "x", "state": "GONE"},
+        {"event": "reported", "key": "x", "step": "1", "metrics": {}},
+        {"event": "reported", "key": "x", "step": 1, "metrics": {"a": [1]}},
+        {"event": "reported", "key": "x", "step": 1, "metrics": 3},
+        {"event": "started", "key": "x", "phase": 3, "repeat": 1, "params": {}},
+        ["event"],
+    ],
+    ids=str,
+)
+def test_an_event_that_no_study_writes_is_damage(tmp_path: Path, event: object) -> None:
+    whole = json.dumps({"event": "session", "time": "2026-01-01T00:00:00+00:00"}) + "\n"
+    timed = event | {"time": "2026-01-01T00:00:00+00:00"} if isinstance(event, dict) else event
+    (tmp_path / FILE).write_text(whole + json.dumps(timed) + "\n" + whole)
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        read_history(tmp_path / FILE)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.space.space_file import StudySpace, parse_study_space
 from ammpl.study.trial import Trial
 from ammpl.yaml_file import dump_yaml
-from tests.study.fakes import DEPTH, WIDTH, execute, run_inline, small_space
+from tests.study.fakes import DEPTH, WIDTH, execute, log_to_change, run_inline, small_space
 
 Curve = Iterator[tuple[int, dict[str, float]]]
 FEW = {DEPTH: {"type": "int", "low": 1, "high": 4}, WIDTH: {"type": "categorical", "choices": [8, 16]}}
@@ -234,7 +234,7 @@ def test_what_has_no_end_to_compare_with_is_refused(tmp_path: Path, capsys: pyte
     (study / "checkpoints" / tested.replace("test", "confirm") / "learnables.safetensors").unlink()
     with pytest.raises(UserError, match=rf"learnables\.safetensors: is missing, which {tested} tested"):
         _again(study, tested)
-    lines = (study / FILE).read_text().splitlines(keepends=True)
+    lines = log_to_change(study).splitlines(keepends=True)
     ended = [line for line in lines if '"finished"' in line]
     log = "".join(line for line in lines if line != ended[0])
     (study / FILE).write_text(log)
@@ -260,7 +260,7 @@ def test_a_trial_that_took_too_long_matches_if_it_does_again(tmp_path: Path) -> 
             yield step, metrics
 
     _study(study, small_space(seed=3, confirm=None, budget={"trials": 1, "trial_time": "1s"}))
-    lines = list(map(json.loads, (study / FILE).read_text().splitlines()))
+    lines = list(map(json.loads, log_to_change(study).splitlines()))
     reason = "did not end within its time of 1 s (budget.trial_time)"
     then = [line for line in lines if line.get("step", 0) <= 20]  # two evaluations, and then
     then.append({**next(line for line in lines if line["event"] == "finished"), "state": "FAILED", "reason": reason})
@@ -272,7 +272,7 @@ def test_a_trial_that_took_too_long_matches_if_it_does_again(tmp_path: Path) -> 
 
 
 def _keys(study: Path) -> list[str]:
-    return [event["key"] for event in map(json.loads, (study / FILE).read_text().splitlines()) if "key" in event]
+    return [event["key"] for event in map(json.loads, log_to_change(study).splitlines()) if "key" in event]
 
 
 def test_what_differs_from_the_surroundings_of_then() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -24,13 +25,17 @@ from ammpl.errors import UserError, shorten
 from ammpl.study.record.environment import changed_packages
 from ammpl.study.trial import FIRST_PHASES, INTERRUPTED, State
 
-FORMAT = 1
-"""Of the log. A later one may have events that this version would not understand."""
+FORMAT = 2
+"""Of the log. A later one may have events that this version would not understand. Since 2 lines are chained."""
 
 FILE = "events.jsonl"
 
 Event = dict[str, Any]
 
+_CHAINED = re.compile(rb'(.*),"chain":"([0-9a-f]{16})"\}')
+"""A line whose last field is a checksum of it and all lines before."""
+_KEY = re.compile(r"(?!\.+$)[^/\\\x00-\x1f]{1,200}")
+"""A trial's key names its folder: no path leads out of it."""
 _TOLD = ("started", "reported", "finished", "extended")  # the others decide nothing: session, ended
 
 
@@ -52,10 +57,12 @@ class History:
     Attributes:
         lines: all of them.
         size: of the whole lines in bytes; what follows was being written when the driver died.
+        chain: the checksum of all of them.
     """
 
     lines: tuple[Line, ...]
     size: int = 0
+    chain: str = ""
 
     @property
     def session(self) -> Event:
@@ -104,7 +111,7 @@ def read_history(path: Path) -> History:
     """Read a log; a last line that was not written to its end is left out.
 
     Raises:
-        UserError: it cannot be read, is damaged, or is of a later version.
+        UserError: it cannot be read, is damaged, was changed after it was written, or is of a later version.
     """
     try:
         data = path.read_bytes()
@@ -114,16 +121,19 @@ def read_history(path: Path) -> History:
         raise UserError(str(path), f"cannot be read ({error.strerror})") from None
     texts = data.split(b"\n")[:-1]
     lines: list[Line] = []
-    size = 0
+    size, chain, is_chained, restore = 0, "", False, "put back a copy of the file"
     for number, text in enumerate(texts, 1):
+        found = _CHAINED.fullmatch(text)
+        linked = _link(chain, found[1] + b"}" if found else text)
         try:
             event = json.loads(text)
             known = event["event"] in (*_TOLD, "session", "ended")
             datetime.fromisoformat(event["time"])
-        except (ValueError, KeyError, TypeError):
+            _check(event)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number == len(texts):  # the machine died with it: the last line can have its end and lack its middle
                 break
-            raise UserError(str(path), f"line {number} is damaged", fix="put back a copy of the file") from None
+            raise UserError(str(path), f"line {number} is damaged", fix=restore) from None
         if not known or event.get("format", FORMAT) > FORMAT:
             version = event.get("version")
             raise UserError(
@@ -131,9 +141,41 @@ def read_history(path: Path) -> History:
                 f"line {number} was written by a later version" + (f", {version}" if version else ""),
                 fix=f"use that version; this one is {ammpl.__version__}",
             )
+        if found or is_chained or "chain" in event:
+            if event.pop("chain", None) != linked:
+                what = f"line {number}, or one before it, was changed after it was written (its checksum differs)"
+                raise UserError(str(path), what, fix=restore)
+            is_chained = True
+        chain = linked
         lines.append(Line(number, event))
         size += len(text) + 1
-    return History(tuple(lines), size)
+    return History(tuple(lines), size, chain)
+
+
+def _link(chain: str, text: bytes) -> str:
+    """Return the checksum of a line and of those before it, whose checksum is given."""
+    return hashlib.sha256(chain.encode() + text).hexdigest()[:16]
+
+
+def _check(event: Event) -> None:
+    """Refuse an event that lacks what is read of it, or has something else in its place.
+
+    Raises:
+        ValueError, KeyError, TypeError: it does.
+    """
+    name = event["event"]
+    if name in ("started", "reported", "finished") and not _KEY.fullmatch(event["key"]):
+        raise ValueError(event["key"])
+    if name == "started":
+        if not (isinstance(event["params"], dict) and isinstance(event["repeat"], int)):
+            raise TypeError
+        _ = event["phase"].strip()
+    elif name == "reported":
+        if not isinstance(event["step"], int):
+            raise TypeError
+        _ = [float(value) for value in event["metrics"].values()]
+    elif name == "finished":
+        State(event["state"])
 
 
 class EventLog:
@@ -157,6 +199,7 @@ class EventLog:
         self._path = path
         self._owed = deque(self.history.told)
         self._earlier = self.history.seconds
+        self._chain = self.history.chain
         self._since: float | None = None
         self._opened = datetime.now(UTC), time.monotonic()
         self._has_session = False
@@ -241,18 +284,26 @@ class EventLog:
         opened, since = self._opened
         now = opened + timedelta(seconds=time.monotonic() - since)
         line = {"event": event["event"], "time": now.isoformat(), **event}
-        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+        text, self._chain = _written(line, self._chain)
+        self._file.write(text)
         self._file.flush()
         return now
 
 
 def end_log(path: Path) -> None:
     """Add, to the log of a study that is closed, that it has come to its end and all its files are written."""
-    line = {"event": "ended", "time": datetime.now(UTC).isoformat()}
+    text, _ = _written({"event": "ended", "time": datetime.now(UTC).isoformat()}, read_history(path).chain)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _written(event: Event, chain: str) -> tuple[str, str]:
+    """Return an event's line, and the checksum that it ends with; that of the lines before is given."""
+    text = json.dumps(event, allow_nan=False, separators=(",", ":"))
+    chain = _link(chain, text.encode())
+    return f'{text[:-1]},"chain":"{chain}"}}\n', chain
 
 
 def space_file(folder: Path, version: int = 1) -> Path:

@@ -187,6 +187,7 @@ def brought_here(study: str | Path) -> Path:
 
 def _fetch(remote: Remote, log: bytes, folder: Path) -> None:
     """Fetch what the log refers to: files as they are now, which are as new as it, or newer."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     draft = scratch / "study"
     draft.mkdir()
