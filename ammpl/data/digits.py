@@ -10,11 +10,12 @@ The first 90 images of each class, in the data set's order, are the pool: 50 to 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ammpl.data.dataset import Dataset, MemoryPictures
@@ -40,14 +41,13 @@ def digits_drawn(name: str, draw: Draw) -> Dataset:
         name: of the data set, as configurations write it.
         draw: makes the images.
     """
-    bunch = load_digits()
-    labels = torch.from_numpy(bunch.target).long()
+    raw, labels = read_digits()
     # How many images of the same class came before each one: its place within the class.
     one_hot = torch.nn.functional.one_hot(labels, len(NAMES))
     place = (one_hot.cumsum(0) - one_hot).gather(1, labels[:, None])[:, 0]
 
     def pictures(chosen: Tensor) -> MemoryPictures:
-        return MemoryPictures(draw(bunch.images, chosen.nonzero()[:, 0].numpy()), labels[chosen], NAMES)
+        return MemoryPictures(draw(raw, chosen.nonzero()[:, 0].numpy()), labels[chosen], NAMES)
 
     return Dataset(
         name=name,
@@ -59,6 +59,17 @@ def digits_drawn(name: str, draw: Draw) -> Dataset:
         source="Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI, CC BY 4.0), from scikit-learn",
         split_source="the first 50 images of each class, the next 40, the rest",
     )
+
+
+def read_digits() -> tuple[np.ndarray, Tensor]:
+    """Return all digits, (n, 8, 8) with values 0..16, and their classes, int64 (n,).
+
+    They are read from scikit-learn's file: to import it, for its ``load_digits``, takes a worker a second.
+    """
+    spec = find_spec("sklearn")
+    assert spec is not None and spec.origin is not None, "scikit-learn is a requirement"
+    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), torch.from_numpy(table[:, -1]).long()
 
 
 def enlarge(raw: np.ndarray) -> Tensor:

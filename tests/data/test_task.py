@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from ammpl.config import DataConfig
 from ammpl.data.dataset import MemoryPictures
+from ammpl.data.digits import read_digits
 from ammpl.data.home import DataHome
 from ammpl.data.registry import open_dataset
 from ammpl.data.task import HOLDOUTS, base_and_new, hold_out, load_task, load_test, sample_shots
@@ -58,7 +59,11 @@ def test_digits_split_by_place_in_class():
     assert torch.bincount(digits.validation.labels).tolist() == [40] * 10
     test = digits.open_test()
     assert len(test.labels) == 897
-    target = torch.from_numpy(load_digits().target)
+    bunch = load_digits()
+    raw, labels = read_digits()
+    assert (raw == bunch.images).all() and raw.dtype == bunch.images.dtype
+    target = torch.from_numpy(bunch.target)
+    assert torch.equal(labels, target)
     sevens = (target == 7).nonzero()[:, 0]
     assert (test.labels == 7).sum() == len(sevens) - 90
     together = torch.cat([digits.train.pixels, digits.validation.pixels, test.pixels])
