@@ -46,6 +46,9 @@ MAY_NOT_IMPORT: dict[str, set[str]] = {
 }
 
 
+HEAVY = {"torch", "open_clip", "ray", "mlflow", "matplotlib", "sklearn", "scipy", "pandas"}
+
+
 def parts() -> list[str]:
     found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/*.py")}
     return sorted(found - {"__init__"})
@@ -112,18 +115,28 @@ def test_a_trial_knows_nothing_of_the_study_around_it(part: str) -> None:
     assert wrong == []
 
 
-def test_the_driver_starts_light() -> None:
-    """Seconds of imports belong to the processes that need them: workers torch, the tracker's writer MLflow."""
-    code = "import sys, ammpl.cli; print(*{'torch', 'open_clip', 'mlflow'} & sys.modules.keys())"
+@pytest.mark.parametrize(
+    ("process", "code", "needless"),
+    [
+        ("--help", "import sys; from ammpl.cli import main; main(['--help'])", HEAVY),
+        ("status", "from ammpl.study.status import status", HEAVY),
+        ("driver", "import ammpl.study.study", {"torch", "open_clip", "mlflow", "matplotlib", "sklearn"}),
+        ("worker", "import ammpl.study.engine.ray_worker", HEAVY - {"ray", "pandas"} | {"optuna"}),
+        (
+            "trials",
+            "import ammpl.study.engine.worker, ammpl.training.run",
+            HEAVY - {"torch", "open_clip"} | {"optuna"},
+        ),
+        ("warm", "import ammpl.study.engine.warm_process", HEAVY | {"optuna"}),
+        ("MLflow's writer", "import ammpl.study.views.mlflow_writer", HEAVY),
+        ("Optuna's writer", "import ammpl.study.views.optuna_writer", HEAVY),
+    ],
+)
+def test_a_process_imports_what_it_needs(process: str, code: str, needless: set[str]) -> None:
+    """Seconds of imports belong to the processes that need them, and to the moment when they do."""
+    quiet = "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
+    program = f"import contextlib, io, sys\n{quiet}\n    {code}\nprint(*{needless!r} & sys.modules.keys())"
     shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.split() == []
-
-
-def test_a_study_runs_without_torch_or_mlflow_in_its_driver() -> None:
-    code = "import sys, ammpl.study.study; print(*{'torch', 'open_clip', 'mlflow'} & sys.modules.keys())"
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == []

@@ -218,6 +218,7 @@ def _ray(surroundings: Surroundings) -> Iterator[Finding]:
     began = time.monotonic()
     try:
         with connected(surroundings.ray_address):
+            started = time.monotonic() - began
             host = ray.get(ray.remote(_host).remote(), timeout=60)
             resources = ray.cluster_resources()
             nodes = sum(node["Alive"] for node in ray.nodes())
@@ -226,6 +227,24 @@ def _ray(surroundings: Surroundings) -> Iterator[Finding]:
         return
     has = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs on {nodes} node(s)"
     yield Finding("Ray", f"{has}; a task ran on {host} within {time.monotonic() - began:.1f} s")
+    yield _start(surroundings, started)
+
+
+def _start(surroundings: Surroundings, ray_seconds: float) -> Finding:
+    """Tell the seconds of each part of a study's start."""
+    from ammpl.config import BackboneConfig
+    from ammpl.study.phases import phases
+
+    name, pretrained = surroundings.backbone or ("tiny-glyph", None)
+    taken = {"Ray": ray_seconds}
+    try:
+        taken |= phases(BackboneConfig(name=name, pretrained=pretrained))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        return Finding("start", f"could not be timed ({reason})", "mend what is said above, and look again")
+    order = ("imports", "Ray", "MLflow store", "worker", "backbone", "data")
+    seconds = ", ".join(f"{part} {taken[part]:.1f} s" for part in order if part in taken)
+    return Finding("start", f"{seconds}; store and worker begin beside Ray")
 
 
 def _host() -> str:

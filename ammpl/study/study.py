@@ -20,6 +20,7 @@ from ammpl.study.engine import ray_cluster
 from ammpl.study.engine.preparation import DataNotes
 from ammpl.study.engine.ray_engine import run_plan
 from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.engine.runner import warm_process
 from ammpl.study.engine.work import Work, work_for
 from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
 from ammpl.study.plan.extension import Extension, extended_space
@@ -104,12 +105,16 @@ def run_study(
     """
     there = check_output(options.output)
     work = work_for(space, options.home, execute, options.quiet)
-    with started(options.stores, space, None) as views, ray_cluster.connected(options.ray_address):
+    with (
+        warm_process(_forks(options, execute)) as warm,
+        started(options.stores, space, None) as views,
+        ray_cluster.connected(options.ray_address),
+    ):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
         folder = create_folder(space.name, options.output)
         with locked(folder):
             session = _Session([space], folder, options, observers, work.notes, views, there=there)
-            return session.run(work, resources)
+            return session.run(work, resources, warm)
 
 
 def resume_study(
@@ -182,11 +187,17 @@ def _go_on(
     session = _Session(versions, folder, options, observers, work.notes, new=new)
     session.replay()
     with (
+        warm_process(_forks(options, execute)) as warm,
         started(options.stores, versions[0], folder) as session.views,
         ray_cluster.connected(options.ray_address),
     ):
         resources = ray_cluster.fit_resources(options.concurrency, options.gpus_per_trial)
-        return session.run(work, resources)
+        return session.run(work, resources, warm)
+
+
+def _forks(options: Options, execute: Execute | None) -> bool:
+    """Whether workers will train on this machine, and in Ray that this process starts."""
+    return execute is None and options.ray_address is None and not ray.is_initialized()
 
 
 class _Session:
@@ -217,8 +228,8 @@ class _Session:
         self._there, self._resumes = there, there is None
         self._started = self._stopped = False
 
-    def run(self, work: Work, resources: Resources) -> StudySummary:
-        """Run the study on the connected cluster to its end."""
+    def run(self, work: Work, resources: Resources, warm: str | None) -> StudySummary:
+        """Run the study on the connected cluster to its end; ``warm`` is the address that workers fork from."""
         self._resources = resources
         if self._options.ray_address and (text := ray_cluster.busy(resources)):
             print(terminal(text), flush=True)
@@ -229,7 +240,14 @@ class _Session:
             if not self._resumes:  # from now on it can be resumed
                 write_text(space_file(self._folder), dump_yaml(self._versions[0].resolved()))
             completed = run_plan(
-                self.start, work.execute, self._folder, resources, work.prepare, self.is_asked_to_stop, self.say
+                self.start,
+                work.execute,
+                self._folder,
+                resources,
+                work.prepare,
+                self.is_asked_to_stop,
+                self.say,
+                warm,
             )
         except BaseException as error:
             # Also after a fault of ours, or a second Ctrl-C: what is known is kept.

@@ -17,7 +17,7 @@ os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
 
 from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
 
-OF_A_STUDY = ("engine", "memory", "data_store", "pictures", "trial_phases", "trial_switch")
+OF_A_STUDY = ("engine", "memory", "data_store", "pictures", "trial_phases", "trial_switch", "start")
 OF_THE_MODEL = ("text_side", "image_side", "class_scope", "growth", "evaluation", "operations", "gpu")
 MODULES = {name: f"tests.benchmarks.{name}" for name in OF_A_STUDY + OF_THE_MODEL}
 """Benchmark -> the module whose ``benchmark`` yields its records."""

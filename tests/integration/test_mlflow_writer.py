@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +173,42 @@ def test_a_store_that_cannot_be_used_is_refused(uri: str, tmp_path: Path, monkey
     assert mlflow_writer.serve(events, lambda **message: replies.append(message)) == 1
     assert [reply["re"] for reply in replies] == ["imported", "refused"]
     assert [path.name for path in tmp_path.iterdir()] in ([], [".mlflow.lock"])
+
+
+def _content(path: Path) -> list[str]:
+    """All rows, columns and indexes of a database but the times at which it was made, in order: MLflow makes any."""
+    with contextlib.closing(sqlite3.connect(path)) as store:
+        rows = [re.sub(r"\b1\d{12}\b", "TIME", line) for line in store.iterdump() if line.startswith("INSERT")]
+        made = store.execute("SELECT type, name FROM sqlite_master").fetchall()
+        columns = [
+            (name, *column[1:])
+            for kind, name in made
+            if kind == "table"
+            for column in store.execute(f"PRAGMA table_info('{name}')")
+        ]
+        return sorted([*rows, *map(str, made), *map(str, columns)])
+
+
+def test_a_drafted_store_is_the_one_that_mlflow_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    MlflowClient("sqlite:///plain.db").search_experiments()
+    (tmp_path / "drafts").mkdir()
+    draft = mlflow_writer.drafted("sqlite:///store.db", tmp_path / "drafts")
+    assert draft is not None
+    assert not (tmp_path / "store.db").exists()  # the study may not begin
+    mlflow_writer.place(draft)
+    assert _content(tmp_path / "store.db") == _content(tmp_path / "plain.db")
+    assert {path.name for path in tmp_path.iterdir()} == {"store.db", "plain.db"}
+    assert (tmp_path / "store.db").stat().st_mode == (tmp_path / "plain.db").stat().st_mode
+
+
+def test_a_draft_replaces_nothing(tmp_path: Path) -> None:
+    there, made = tmp_path / "store.db", tmp_path / "drafts" / "mlflow.db"
+    there.write_text("another study's")
+    made.parent.mkdir()
+    sqlite3.connect(made).close()
+    mlflow_writer.place((made, there))
+    assert there.read_text() == "another study's"
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
+    for uri in (f"sqlite:///{there}", "sqlite://", "sqlite:///:memory:", "http://127.0.0.1:5000", "postgresql://a/b"):
+        assert mlflow_writer.drafted(uri, tmp_path) is None

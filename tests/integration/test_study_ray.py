@@ -24,6 +24,7 @@ from ammpl.study.engine import ray_bridge
 from ammpl.study.engine.ray_cluster import busy, connected, fit_resources
 from ammpl.study.engine.ray_engine import run_plan
 from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.engine.runner import warm_process
 from ammpl.study.plan.search_plan import Plan
 from ammpl.study.result.summary import Summary
 from ammpl.study.space.space_file import parse_study_space
@@ -31,6 +32,7 @@ from ammpl.study.study import Options, run_study
 from ammpl.study.trial import State, Trial
 from tests.integration.mlflow_store import parent, states
 from tests.study.fakes import PRUNERS, Recorder, accuracy, execute, optimized, small_space, told
+from tests.study.in_a_fork import die_once
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -44,10 +46,12 @@ def _evaluations(trial: Trial, steps: int = 3) -> Iterator[tuple[int, dict[str, 
         yield step, {name: accuracy(trial.params, step, trial.repeat), "pid": float(os.getpid())}
 
 
-def _run(plan_folder: Path, execute: Any, resources: Resources = ONE, **changes: Any) -> tuple[Plan, Recorder, bool]:
+def _run(
+    plan_folder: Path, execute: Any, resources: Resources = ONE, warm: str | None = None, **changes: Any
+) -> tuple[Plan, Recorder, bool]:
     recorder = Recorder()
     plan = Plan(small_space(**changes), "small", plan_folder, recorder)
-    ended = run_plan(lambda: plan, execute, plan_folder, resources)
+    ended = run_plan(lambda: plan, execute, plan_folder, resources, warm=warm)
     return plan, recorder, ended
 
 
@@ -188,16 +192,14 @@ def test_two_at_a_time_share_two_warm_workers_through_all_phases(tmp_path: Path)
     assert Counter(trial.phase for trial in recorder.started) == plan.totals
 
 
-def test_a_worker_killed_in_a_step_costs_a_repetition_and_no_step_twice(tmp_path: Path) -> None:
-    def die_once(trial: Trial, folder: Path) -> Any:
-        for step, metrics in _evaluations(trial):
-            if trial.number == 1 and step == 30 and not (folder / "died").exists():
-                (folder / "died").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield step, metrics
-
-    plan, recorder, ended = _run(tmp_path, die_once, budget={"trials": 3}, confirm=None, pruner={"name": "none"})
+@pytest.mark.parametrize("forks", [False, True], ids=["worker", "fork of a worker"])
+def test_a_worker_killed_in_a_step_costs_a_repetition_and_no_step_twice(tmp_path: Path, forks: bool) -> None:
+    with warm_process(forks) as warm:
+        plan, recorder, ended = _run(
+            tmp_path, die_once, warm=warm, budget={"trials": 3}, confirm=None, pruner={"name": "none"}
+        )
     assert ended
+    assert {metrics["forked"] for curve in recorder.curves.values() for _, metrics in curve} == {forks}
     assert (tmp_path / "checkpoints" / "search-0001" / "died").exists()
     assert [trial.number for trial in recorder.started] == [0, 1, 2]
     assert {key: [step for step, _ in curve] for key, curve in recorder.curves.items()} == {

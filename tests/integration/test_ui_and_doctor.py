@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,4 +105,7 @@ def test_the_doctor_finds_a_machine_that_runs_the_tests_ready(tmp_path: Path) ->
     lines = done.stdout.splitlines()
     assert lines[-1] == "ready for studies"
     assert {"python", "packages", "torch", "backbone", "Ray"} <= {line[5:].partition(":")[0] for line in lines}
+    [start] = [line for line in lines if line[5:].startswith("start: ")]
+    parts = ("imports", "Ray", "MLflow store", "worker", "backbone", "data")
+    assert re.fullmatch("ok   start: " + ", ".join(rf"{part} \d+\.\d s" for part in parts) + "; .*", start)
     assert list(tmp_path.iterdir()) == []

@@ -52,6 +52,8 @@ def connected(address: str | None) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                # A process a CPU, ahead: Tune's actors have an environment of their own, and would use none of them.
+                _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
             )
         else:
             _join(address)

@@ -153,6 +153,7 @@ def run_plan(
     prepare: Callable[[], None] | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
     notice: Callable[[str], None] = lambda text: None,
+    warm: str | None = None,
 ) -> bool:
     """Run a plan to its end on the connected Ray cluster.
 
@@ -165,6 +166,7 @@ def run_plan(
         prepare: what each first worker does before it takes a trial; what it raises ends the run and is raised here.
         asked_to_stop: returns whether no more trials are to be handed out; those that run are let end.
         notice: is told what people should know.
+        warm: the address of a process that workers fork from.
 
     Returns:
         Whether the plan ran to its end, rather than being interrupted or stopped.
@@ -175,8 +177,9 @@ def run_plan(
         tempfile.TemporaryDirectory(prefix="ammpl-tune-", ignore_cleanup_errors=True) as scratch,
         _tune_settings(resources.concurrency),
     ):
+        worker = worker_class(execute, prepare, folder, resources, token, warm)
         tuner = tune.Tuner(
-            tune.with_resources(worker_class(execute, prepare, folder, resources, token), _bundle(resources)),
+            tune.with_resources(worker, _bundle(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=_PlanSearcher(bridge),
                 scheduler=_PlanScheduler(bridge),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from ray import tune
 
-from ammpl.errors import UserError
 from ammpl.study.engine.carried import Files, Outbox, sees, write_files
-from ammpl.study.engine.worker import THREAD_VARIABLES, Attempt, Evaluation, Ready
+from ammpl.study.engine.runner import runner
+from ammpl.study.engine.worker import Evaluation, Ready
 from ammpl.study.trial import Execute, Trial
 
 
@@ -66,7 +66,7 @@ class Parcel:
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
-    """An actor that runs one trial after the other; what a trial leaves in its modules' caches serves the next."""
+    """An actor that has one trial run after the other; what a trial leaves in its modules' caches serves the next."""
 
     execute: ClassVar[Execute]
     prepare: ClassVar[Callable[[], None] | None]
@@ -74,31 +74,36 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
     token: ClassVar[str]
     directory: ClassVar[str]
     resources: ClassVar[Resources]
+    warm: ClassVar[str | None]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Keep to the CPUs and GPUs that a trial is given, and take the first trial."""
-        for variable in THREAD_VARIABLES:
-            os.environ[variable] = str(self.resources.cpus)
         if not self.resources.gpus:  # Ray hides the GPUs of others only from those that have one
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
+        if Path(self.directory).is_dir():
+            os.chdir(self.directory)
+        self._runner = runner(self.warm, self.resources.cpus)
         shares = sees(self.study_folder, self.token)
         self._scratch = None if shares else Path(tempfile.mkdtemp(prefix="ammpl-trials-"))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial; the one before was stopped or has ended."""
-        if self._attempt:
-            self._attempt.close()
+        try:
+            self._runner.close()
+        except (EOFError, ConnectionError):  # it has died over that: the next trial has not begun
+            self._runner = runner(self.warm, self.resources.cpus)
         self._begin(new_config)
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        # Ray moves each trial to a directory of its own; relative paths in a configuration are the driver's.
         if Path(self.directory).is_dir():
             os.chdir(self.directory)
         # A configuration without a trial asks the worker to make itself ready.
         parcel: Parcel | None = config["trial"]
-        self._attempt = self._outbox = None
+        self._outbox = None
+        self._has_trial = parcel is not None
         if parcel is None:
             return
         trial = parcel.trial
@@ -112,31 +117,24 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
                 trial = replace(trial, learnables=self._scratch / "learnables.safetensors")
                 write_files(self._scratch, {"learnables.safetensors": parcel.learnables})
             self._outbox = Outbox(folder)
-        self._attempt = Attempt(type(self).execute, trial, folder)
+        self._runner.begin(type(self).execute, trial, folder)
 
     def step(self) -> dict[str, Any]:
         """Run to the next evaluation or the end."""
         # Ray only carries this; its keys are flattened on the way, so the metrics travel as one value.
-        news = self._attempt.next() if self._attempt else self._make_ready()
+        news = self._runner.next() if self._has_trial else self._make_ready()
         if self._outbox and not isinstance(news, Ready):
             news = replace(news, files=self._outbox.changes())
         return {"done": not isinstance(news, Evaluation), "news": news}
 
     def _make_ready(self) -> Ready:
         prepare = type(self).prepare
-        try:
-            if prepare is not None:
-                prepare()
-        except UserError as error:
-            return Ready(error)
-        except Exception:  # which may not survive the way to the driver
-            return Ready(RuntimeError(f"a worker could not load what trials need:\n{traceback.format_exc()}"))
-        return Ready()
+        return Ready() if prepare is None else self._runner.prepare(prepare)
 
     def cleanup(self) -> None:
         """Stop what runs."""
-        if self._attempt:
-            self._attempt.close()
+        with contextlib.suppress(EOFError, ConnectionError):
+            self._runner.close()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -146,7 +144,12 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # untyped in Ray
 
 
 def worker_class(
-    execute: Execute, prepare: Callable[[], None] | None, folder: Path, resources: Resources, token: str
+    execute: Execute,
+    prepare: Callable[[], None] | None,
+    folder: Path,
+    resources: Resources,
+    token: str,
+    warm: str | None = None,
 ) -> type[TrialWorker]:
     """Return the trainable of one study.
 
@@ -156,6 +159,7 @@ def worker_class(
         folder: the study's.
         resources: what a trial gets; its CPUs are the threads of each numerical library.
         token: by which a worker finds out whether it sees the folder.
+        warm: the address of a process that workers fork from (:mod:`ammpl.study.engine.runner`).
     """
     attributes = {
         "execute": staticmethod(execute),
@@ -164,5 +168,6 @@ def worker_class(
         "token": token,
         "directory": str(Path.cwd()),
         "resources": replace(resources, repack=None),  # the driver's own
+        "warm": warm,
     }
     return type("StudyWorker", (TrialWorker,), attributes)

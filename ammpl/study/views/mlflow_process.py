@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from ammpl.study.views.writer_process import WriterProcess
 
@@ -23,9 +24,9 @@ _ENVIRONMENT = {
 class MLflowProcess(WriterProcess):
     """A running :mod:`ammpl.study.views.mlflow_writer`.
 
-    It begins at once to import MLflow, which takes 2-4 s: start it before Ray, and give it to
-    :class:`~ammpl.study.views.tracking.MLflowTracker` after. Until then it touches no store, and it ends with its
-    driver.
+    It begins at once to import MLflow, and to draft the database that is not there yet, which takes seconds: start it
+    before Ray, and give it to :class:`~ammpl.study.views.tracking.MLflowTracker` after. Until then it touches no
+    store, and it ends with its driver.
 
     Args:
         tracking_uri: any tracking URI of MLflow; None takes MLFLOW_TRACKING_URI, else :data:`DEFAULT_URI`.
@@ -42,4 +43,12 @@ class MLflowProcess(WriterProcess):
         ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
         # A client that repeats a request whose answer was lost makes a second run; the writer looks first.
         ours |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_TRACKING_URI": self.uri}
+        self._drafts = tempfile.TemporaryDirectory(prefix="ammpl-mlflow-", ignore_cleanup_errors=True)
+        ours["AMMPL_MLFLOW_DRAFTS"] = self._drafts.name
         super().__init__("ammpl.study.views.mlflow_writer", ours)
+
+    def end(self) -> int:
+        """End the process, by force if it has not ended, and return its exit code."""
+        code = super().end()
+        self._drafts.cleanup()
+        return code

@@ -14,9 +14,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ammpl.study.views.mlflow_runs import Runs
 from ammpl.study.views.writer_pipe import Event, Events, available, connect, first_line, hold
@@ -31,11 +34,16 @@ def serve(events: Events, reply: Callable[..., None]) -> int:
 
     reply(re="imported")
     mlflow.store.db.utils.MAX_RETRY_COUNT = 3  # a database that is not there would be tried for 100 s
+    draft = None
+    with contextlib.suppress(Exception):  # the study is told of it, if it begins
+        draft = drafted(os.environ["MLFLOW_TRACKING_URI"], Path(os.environ["AMMPL_MLFLOW_DRAFTS"]))
     study = events.get()
     if study is None:  # the study did not begin
         return 0
     try:
         lock = hold(study["folder"], "mlflow")
+        if draft is not None:
+            place(draft)
         runs = Runs(study, MlflowClient(), reply)
         if study["required"]:
             with contextlib.suppress(Exception):
@@ -75,6 +83,44 @@ def serve(events: Events, reply: Callable[..., None]) -> int:
         return 1
     reply(re="done")
     return 0
+
+
+def drafted(uri: str, folder: Path) -> tuple[Path, Path] | None:
+    """Make the SQLite file that a study will need, elsewhere: the study may not begin, and leaves nothing then.
+
+    Args:
+        uri: of the store.
+        folder: gets the draft.
+
+    Returns:
+        The draft and where it belongs; None where the file is there, or the store is none.
+    """
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    if url.drivername != "sqlite" or url.query or not url.database or url.database == ":memory:":
+        return None
+    if Path(url.database).exists():
+        return None
+    draft = folder / "mlflow.db"
+    MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+    return draft, Path(url.database)
+
+
+def place(draft: tuple[Path, Path]) -> None:
+    """Put a draft where it belongs, whole or not at all; where that fails, MLflow makes the file and says why not."""
+    made, wanted = draft
+    copy = wanted.with_name(f".{wanted.name}.{os.getpid()}")
+    with contextlib.suppress(OSError, sqlite3.Error):
+        try:
+            closing = contextlib.closing
+            with closing(sqlite3.connect(made)) as store, closing(sqlite3.connect(copy)) as other:
+                store.backup(other)
+            os.link(copy, wanted)  # fails where another study has been faster
+        finally:
+            copy.unlink(missing_ok=True)
+    shutil.rmtree(made.parent, ignore_errors=True)
 
 
 def main() -> int:

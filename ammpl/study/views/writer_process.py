@@ -19,11 +19,16 @@ import ammpl
 # -P: nothing of the working directory is imported; this package is found where the driver has it.
 _PROGRAM = """\
 import importlib, sys
-module, root = sys.argv[1:]
+module, root = sys.argv[1:3]
 if root not in sys.path:
     sys.path.insert(0, root)
 sys.exit(importlib.import_module(module).main())
 """
+
+
+def command(module: str) -> list[str]:
+    """Return the command of a process of its own that runs a module's ``main``."""
+    return [sys.executable, "-P", "-c", _PROGRAM, module, str(Path(ammpl.__file__).resolve().parents[1])]
 
 
 class WriterProcess:
@@ -55,7 +60,7 @@ class WriterProcess:
     def _start(self, module: str, environment: Mapping[str, str]) -> subprocess.Popen[str]:
         # In its own session: Ctrl-C reaches the driver alone, which drains the writer.
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, module, str(Path(ammpl.__file__).resolve().parents[1])],
+            command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
