@@ -75,16 +75,17 @@ def _seconds(prepare: Callable[[Callable[[], None]], Ready], load: Callable[[], 
 
 def _backbone(config: BackboneConfig) -> None:
     from ammpl.model.backbone import load_backbone
-    from ammpl.training.run import device
+    from ammpl.training.device import set_up
 
-    load_backbone(config, device())
+    load_backbone(config, set_up(config))
 
 
 def _data(config: BackboneConfig) -> None:
     from ammpl.data.home import DataHome
     from ammpl.data.task import load_task
     from ammpl.model.backbone import load_backbone
-    from ammpl.training.run import device, image_transform
+    from ammpl.training.device import set_up
+    from ammpl.training.run import image_transform
 
-    transform = image_transform(load_backbone(config, device()).preprocessing)  # it is loaded
+    transform = image_transform(load_backbone(config, set_up(config)).preprocessing)  # it is loaded
     load_task(DataConfig(), 1, transform, DataHome())
