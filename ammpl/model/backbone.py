@@ -23,8 +23,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ammpl.config import BackboneConfig
-from ammpl.errors import UserError, did_you_mean
-from ammpl.model import tiny_glyph
+from ammpl.errors import UserError
+from ammpl.model import architectures, tiny_glyph
 from ammpl.model.blocks import (
     Layout,
     run_block,
@@ -33,7 +33,7 @@ from ammpl.model.blocks import (
     run_last_block_to_ends,
     run_last_causal_block,
 )
-from ammpl.model.weights import create_clip, tags_text
+from ammpl.model.weights import create_clip, create_own_clip, tags_text
 
 Repad = Callable[[int, Tensor], Tensor | None]
 """(block index, tokens after the position embedding (B, N, V)) -> the same tokens, masked ones written again; None
@@ -342,11 +342,7 @@ class Backbone:
 
 def _refuse_other_towers(clip: Any, name: str) -> None:
     def refuse(what: str) -> None:
-        raise UserError(
-            f"backbone {name}",
-            f"its {what}, and only CLIP models with a plain ViT image tower and a causal text tower are supported",
-            fix="use an architecture such as ViT-B-16, ViT-B-32 or ViT-L-14",
-        )
+        raise architectures.unsupported(name, what)
 
     if type(clip) is not open_clip.CLIP:
         refuse(f"model class is {type(clip).__name__}")
@@ -399,23 +395,21 @@ def _load(config: BackboneConfig) -> Backbone:
             )
         preprocessing = _preprocessing(tiny_glyph.preprocess_config())
         return Backbone(tiny_glyph.load(), tiny_glyph.Tokenizer(), preprocessing, name)
-    known = open_clip.list_models()
-    if name not in known:
-        raise UserError(
-            "backbone.name", "unknown backbone", got=name, fix=did_you_mean(name, [tiny_glyph.NAME, *known])
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        raise UserError(
-            "backbone.pretrained", f"{name} needs a pretrained tag or a checkpoint file", fix=tags_text(tags)
-        )
-    if pretrained == "random":
+    architectures.model_config(name)
+    if architectures.has_own_weights(name):
+        if pretrained is not None:
+            raise UserError("backbone.pretrained", f"{name} has its own weights", got=pretrained, fix="leave it out")
+        clip = create_own_clip(name)
+    elif pretrained is None:
+        tags = tags_text(open_clip.list_pretrained_tags_by_model(name))
+        raise UserError("backbone.pretrained", f"{name} needs a pretrained tag or a checkpoint file", fix=tags)
+    elif pretrained == "random":
         torch.manual_seed(0)  # random weights are for benchmarks: the same ones everywhere
         clip = open_clip.create_model(name)
     else:
         clip = create_clip(name, pretrained)
-    preprocessing = load_preprocessing(config)
-    return Backbone(clip, open_clip.get_tokenizer(name), preprocessing, f"{name}/{pretrained}")
+    shown = name if pretrained is None else f"{name}/{pretrained}"
+    return Backbone(clip, open_clip.get_tokenizer(name), load_preprocessing(config), shown)
 
 
 def load_preprocessing(config: BackboneConfig) -> Preprocessing:
@@ -426,11 +420,8 @@ def load_preprocessing(config: BackboneConfig) -> Preprocessing:
     """
     if config.name == tiny_glyph.NAME:
         return _preprocessing(tiny_glyph.preprocess_config())
-    architecture = open_clip.get_model_config(config.name)
-    if architecture is None:
-        known = [tiny_glyph.NAME, *open_clip.list_models()]
-        raise UserError("backbone.name", "unknown backbone", got=config.name, fix=did_you_mean(config.name, known))
-    tag = open_clip.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained else {}
+    architecture = architectures.model_config(config.name)
+    tag = architectures.preprocess_config(config.name, config.pretrained)
     chosen = merge_preprocess_dict(PreprocessCfg(), tag)
     return _preprocessing(chosen | {"size": architecture["vision_cfg"]["image_size"]})
 

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from ammpl.errors import UserError, did_you_mean, reason_of
+from ammpl.model import architectures
 
 CONNECT_SECONDS = 5.0
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -50,12 +51,30 @@ def create_clip(name: str, pretrained: str) -> Any:
     file = _file_of(name, pretrained, tag) if tag else Path(pretrained)
     quick_gelu = bool(tag.get("quick_gelu", False))
     try:
-        return open_clip.create_model(
+        clip = open_clip.create_model(
             name, pretrained=str(file), weights_only=True, device="cpu", force_quick_gelu=quick_gelu
         )
+        return _finite(clip)
+    except UserError:
+        raise
     except Exception as error:
         rule, fix = _problem(name, error)
         raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix) from error
+
+
+def create_own_clip(name: str) -> Any:
+    """Return the open_clip model of ``hf-hub:`` or ``local-dir:`` with its weights, on the CPU.
+
+    Raises:
+        UserError: weights that cannot be fetched, are damaged, or are of another shape.
+    """
+    try:
+        return _finite(open_clip.create_model(name, weights_only=True, device="cpu"))
+    except UserError:
+        raise
+    except Exception as error:  # of any library below
+        rule, fix = _problem(name, error)
+        raise UserError("backbone.name", rule, got=name, fix=fix) from error
 
 
 def is_cached(name: str, pretrained: str) -> bool:
@@ -63,8 +82,12 @@ def is_cached(name: str, pretrained: str) -> bool:
     return _cached(_tag(name, pretrained)) is not None
 
 
-def needs_network(name: str, pretrained: str) -> bool:
+def needs_network(name: str, pretrained: str | None) -> bool:
     """Return whether a backbone cannot be loaded from what is on this machine."""
+    if name.startswith(architectures.HUB):
+        return not architectures.is_here(name, HUB_FILES)
+    if pretrained is None:
+        return False
     texts = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
     return bool(_tag(name, pretrained)) and (not is_cached(name, pretrained) or "hf_tokenizer_name" in texts)
 
@@ -72,6 +95,19 @@ def needs_network(name: str, pretrained: str) -> bool:
 def tags_text(tags: Sequence[str]) -> str:
     """Return the tags of an architecture for people."""
     return "one of " + ", ".join(tags) if tags else "give a file's path"
+
+
+def _finite(clip: Any) -> Any:
+    """Return a model whose weights are all numbers.
+
+    Raises:
+        UserError: some are not.
+    """
+    broken = [name for name, value in clip.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        rule = f"has weights that are NaN or infinite ({len(broken)} tensors, such as {broken[0]})"
+        raise UserError("backbone.pretrained", rule, fix="copy or download it again, or ask who trained it")
+    return clip
 
 
 def _tag(name: str, pretrained: str) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ class Classifier:
         origin = checkpoint.read_origin(path)
         self.config: TrialConfig = origin.config
         name, pretrained = origin.config.backbone.name, origin.config.backbone.pretrained
-        if pretrained is not None and not download and needs_network(name, pretrained):
+        if not download and needs_network(name, pretrained):
             rule = f"the weights of {name} are not on this machine, and reading what was learned asks no network"
             fix = "ammpl.load(..., download=True) fetches them"
             raise UserError("backbone.pretrained", rule, got=pretrained, fix=fix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import open_clip
 import pytest
 import torch
@@ -134,3 +136,81 @@ def test_a_tag_with_an_address_of_its_own(small_architecture, tmp_path, monkeypa
     source = open_clip.create_model(small_architecture)
     torch.save(source.state_dict(), tmp_path / ".cache" / "clip" / "old.pt")
     assert torch.equal(load_backbone(config).clip.visual.proj, source.visual.proj)
+
+
+@pytest.fixture
+def folder(small_architecture, tmp_path):
+    """A model in a folder, as open_clip puts it on the hub: a description that says QuickGELU, and weights."""
+    torch.manual_seed(3)
+    config = open_clip.get_model_config(small_architecture) | {"quick_gelu": True}
+    clip = open_clip.create_model(small_architecture, force_quick_gelu=True)
+    text = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "open_clip_config.json").write_text(json.dumps(text))
+    save_file(clip.state_dict(), tmp_path / "own" / "open_clip_model.safetensors")
+    return tmp_path / "own", clip.eval()
+
+
+def test_a_folder_of_the_hubs_form_is_a_backbone_with_its_own_weights(folder):
+    path, clip = folder
+    backbone = load_backbone(BackboneConfig(name=f"local-dir:{path}"))
+    assert backbone.preprocessing.mean == tuple(MEAN) and backbone.preprocessing.std == tuple(STD)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, expected = backbone.image_features(backbone.embed_patches(pixels)), clip.encode_image(pixels)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        texts = backbone.encode_texts(["a dog"])
+        torch.testing.assert_close(texts, clip.encode_text(backbone.tokenizer(["a dog"])), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"has its own weights, got 'openai'. Fix: leave it out"):
+        load_backbone(BackboneConfig(name=f"local-dir:{path}", pretrained="openai"))
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    path, clip = folder
+    state = clip.state_dict()
+    state["positional_embedding"][0, 0] = torch.nan
+    save_file(state, path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"NaN or infinite .1 tensors, such as positional_embedding"):
+        load_backbone(BackboneConfig(name=f"local-dir:{path}"))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"model_cfg": []}'])
+def test_a_folder_without_a_description_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"backbone\.name: (its open_clip_config.json|unknown backbone)"):
+        load_preprocessing(BackboneConfig(name=f"local-dir:{tmp_path}"))
+
+
+def test_a_repository_that_cannot_be_fetched_is_said_without_a_traceback(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"its open_clip_config.json cannot be read .* Fix: unset HF_HUB_OFFLINE"):
+        load_backbone(BackboneConfig(name="hf-hub:nobody/has-this"))
+
+
+@pytest.mark.parametrize("name", ["RN50", "coca_ViT-B-32", "roberta-ViT-B-32", "ViT-B-16-SigLIP", "EVA02-B-16"])
+def test_other_architectures_are_refused_by_their_description(name):
+    """Before weights are fetched or pictures prepared."""
+    with pytest.raises(UserError, match="only CLIP models with a plain ViT image tower"):
+        load_preprocessing(BackboneConfig(name=name, pretrained="openai"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("openai/clip-vit-base-patch16", "ViT-B-16"),
+        ("clip-vit-large-patch14-336", "ViT-L-14-336"),
+        ("vit_b16", "ViT-B-16"),
+        ("ViT-B/32", "ViT-B-32"),
+        ("ViT-L/14@336px", "ViT-L-14-336"),
+    ],
+)
+def test_other_spellings_are_understood(name, meant):
+    with pytest.raises(UserError, match=f"unknown backbone, got '{name}'. Fix: did you mean '{meant}'"):
+        load_preprocessing(BackboneConfig(name=name, pretrained="openai"))
+
+
+def test_only_what_can_be_a_backbone_is_listed():
+    with pytest.raises(UserError, match="Fix: known: ") as refused:
+        load_preprocessing(BackboneConfig(name="zzz"))
+    assert "ViT-B-16" in str(refused.value) and "EVA02" not in str(refused.value)
