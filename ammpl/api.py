@@ -314,13 +314,14 @@ class Study:
         Raises:
             UserError: a study cannot be read, or the report cannot be written.
         """
+        from ammpl.data.home import replaced
         from ammpl.report.files import PAGE
         from ammpl.report.report import write_report
         from ammpl.report.tracking import log_report
         from ammpl.study.views.mirror import update
 
         folders = [self.folder, *(_folder(other) for other in others)]
-        written = write_report(folders, None if output is None else Path(output))
+        written = write_report(folders, None if output is None else replaced(output))
         not_logged = log_report(self.folder, written, tracking_uri) if tracking else "left alone"
         return Report(written / PAGE, not_logged, update(self.folder))
 

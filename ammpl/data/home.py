@@ -26,18 +26,23 @@ def is_path(name: str) -> bool:
         return False
 
 
-def expanded(path: Path) -> Path:
-    """Return a path in full.
+def replaced(path: str | Path) -> Path:
+    """Return a path with ``~`` and ``$VARIABLES`` replaced as a shell does, which not every flag or file passes.
 
     Raises:
         UserError: it names the home of a user who does not exist.
     """
     try:
-        return path.expanduser().absolute()
+        return Path(os.path.expandvars(path)).expanduser()
     except RuntimeError:
         raise UserError(
             str(path), "names the home of a user who does not exist", fix="write the path in full"
         ) from None
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path in full; see :func:`replaced`."""
+    return replaced(path).absolute()
 
 
 def _from_environment(variable: str, default: Path) -> Path:

@@ -13,7 +13,7 @@ from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.data.dataset import Dataset
 from ammpl.data.description import Description
 from ammpl.data.distractor import DISTRACTORS, open_distractor
-from ammpl.data.home import DataHome, is_path
+from ammpl.data.home import DataHome, is_path, replaced
 from ammpl.data.own import read_own
 from ammpl.data.store import Store
 from ammpl.data.stored import dataset_on_disk
@@ -50,7 +50,7 @@ def open_dataset(name: str, home: DataHome, skip_broken: bool = False, field: st
     if name in known:
         return known[name](home, skip_broken)
     if is_path(name):
-        return _own(Path(name), home, skip_broken)
+        return _own(replaced(name), home, skip_broken)
     raise UserError(field, "unknown data set or folder", got=name, fix=did_you_mean(name, known))
 
 

@@ -98,7 +98,13 @@ def crops(config: DataConfig, dataset: Dataset) -> bool:
 
 
 def base_and_new(class_count: int) -> tuple[list[int], list[int]]:
-    """Split labels into base (first half, rounded up) and new, as CoCoOp does."""
+    """Split labels into base (first half, rounded up) and new, as CoCoOp does.
+
+    Raises:
+        UserError: fewer than four: one class among itself is always right.
+    """
+    if class_count < 4:
+        raise UserError("data.task", "base and new classes are two each or more", got=class_count, fix="all")
     half = -(-class_count // 2)
     return list(range(half)), list(range(half, class_count))
 

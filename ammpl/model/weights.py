@@ -42,13 +42,14 @@ def create_clip(name: str, pretrained: str) -> Any:
         UserError: neither a tag nor a file; weights that cannot be fetched, are damaged, or are of another shape.
     """
     tag = _tag(name, pretrained)
-    if not tag and not Path(pretrained).is_file():
+    given = Path(os.path.expandvars(pretrained)).expanduser()
+    if not tag and not given.is_file():
         tags = open_clip.list_pretrained_tags_by_model(name)
         fix = did_you_mean(pretrained, tags)
         raise UserError(
             "backbone.pretrained", f"neither a pretrained tag of {name} nor a file", got=pretrained, fix=fix
         )
-    file = _file_of(name, pretrained, tag) if tag else Path(pretrained)
+    file = _file_of(name, pretrained, tag) if tag else given
     quick_gelu = bool(tag.get("quick_gelu", False))
     try:
         clip = open_clip.create_model(

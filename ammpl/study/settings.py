@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import ammpl
 from ammpl.data.catalog import DESCRIPTIONS
-from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path
+from ammpl.data.home import EMBEDDED, DataHome, expanded, is_path, replaced
 from ammpl.errors import UserError, did_you_mean
 from ammpl.escaping import terminal_line
 from ammpl.study.addresses import is_remote
@@ -215,7 +215,7 @@ def output_of(output: str | Path | None) -> tuple[Path | None, str | None]:
         UserError: an address is none.
     """
     if output is None or not is_remote(output):
-        return None if output is None else Path(output), None
+        return None if output is None else replaced(output), None
 
     from ammpl.study.views.remote import local_folder
 
@@ -249,4 +249,4 @@ def dataset_of(name: str | None) -> str | None:
     """Return a data set's name, or its folder in full: a study may be run again from elsewhere."""
     if name is None or name in (*EMBEDDED, *DESCRIPTIONS):
         return name
-    return str(Path(name).absolute()) if is_path(name) else name
+    return str(expanded(Path(name))) if is_path(name) else name

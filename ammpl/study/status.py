@@ -106,19 +106,23 @@ def _budget(file: Path) -> str:
 
 
 def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None:
-    """Describe the search's or ablation's best complete trial."""
-    objective = read_space(folder / "study.yaml").objective
-    values = {
-        line.event["key"]: float(line.event["value"])
-        for line in history.told
-        if line.event["event"] == "finished"
-        and line.event["state"] == State.COMPLETE
-        and begun[line.event["key"]]["phase"] == "search"
-    }
-    if not values:
+    """Describe the search's best configuration: the mean of its repeats, once all of them are complete."""
+    space = read_space(folder / "study.yaml")
+    objective, repeats = space.objective, 1 if isinstance(space, AblationSpace) else len(space.repeats)
+    values: dict[str, list[float]] = {}
+    for line in history.told:
+        event = line.event
+        if event["event"] == "finished" and event["state"] == State.COMPLETE:
+            began = begun[event["key"]]
+            if began["phase"] == "search":
+                key = event["key"].removesuffix(f"-r{began['repeat']}") if repeats > 1 else event["key"]
+                values.setdefault(key, []).append(float(event["value"]))
+    means = {key: sum(of_one) / repeats for key, of_one in values.items() if len(of_one) == repeats}
+    if not means:
         return None
-    key = (max if objective.direction == "maximize" else min)(values, key=values.__getitem__)
-    return f"best of the search: {key}, {objective.metric} {values[key]:.4f}"
+    key = (max if objective.direction == "maximize" else min)(means, key=means.__getitem__)
+    shown = key if repeats == 1 else f"{key} (mean of {repeats})"
+    return f"best of the search: {shown}, {objective.metric} {means[key]:.4f}"
 
 
 def _winner(folder: Path) -> str | None:

@@ -21,8 +21,11 @@ from ammpl.training.device import set_up
 from ammpl.training.evaluation import scores
 from ammpl.training.run import image_transform
 
-Picture = Image.Image | str | Path
-"""A picture in memory, or a file that PIL reads."""
+Picture = Image.Image | str | Path | np.ndarray
+"""A picture in memory, or a file that PIL reads; arrays are uint8 (H, W, 3), or (H, W) in grey."""
+
+Pictures = Picture | Sequence[Picture] | Tensor
+"""What is classified: one, several, or a tensor of prepared ones."""
 
 
 class Classifier:
@@ -67,25 +70,30 @@ class Classifier:
         checkpoint.load_learnables(self._model, path)
         self._model.eval()
 
-    def predict(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> list[str]:
+    def predict(self, images: Pictures, class_names: Sequence[str] | None = None) -> list[str]:
         """Return the most probable class name of each image; see :meth:`logits`."""
-        names = tuple(class_names or self.class_names)
+        names = self._names(class_names)
         return [names[index] for index in self.logits(images, names).argmax(-1).tolist()]
 
-    def probabilities(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> Tensor:
+    def probabilities(self, images: Pictures, class_names: Sequence[str] | None = None) -> Tensor:
         """Return probabilities (B, C), fp32, that sum to 1 over the classes; see :meth:`logits`."""
         return self.logits(images, class_names).softmax(-1)
 
-    def logits(self, images: Sequence[Picture] | Tensor, class_names: Sequence[str] | None = None) -> Tensor:
+    def logits(self, images: Pictures, class_names: Sequence[str] | None = None) -> Tensor:
         """Return scores (B, C), fp32 on the CPU, as a test of the trial computes them.
 
         Args:
-            images: pictures, prepared here as evaluation does; or uint8 (B, 3, S, S) that is prepared already.
+            images: pictures, or one, prepared here as evaluation does; or a tensor, uint8 (B, 3, S, S), that is
+                prepared already.
             class_names: among which to decide, new ones included; None takes those of the training.
 
         Raises:
-            UserError: no images, a file that is no picture, pixels of another shape, or names that cannot be read.
+            UserError: no images, a file that is no picture, pixels of another shape, no names, or names that cannot be
+                read.
         """
+        names = self._names(class_names)
+        if isinstance(images, Picture):
+            images = [images]
         if isinstance(images, Tensor):
             size = self._transform.size
             if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -99,10 +107,21 @@ class Classifier:
                 return images[chosen]
             return torch.from_numpy(np.stack([self._transform.evaluation_pixels(_rgb(i)) for i in images[chosen]]))
 
-        return scores(self._model, pixels, len(images), tuple(class_names or self.class_names))
+        return scores(self._model, pixels, len(images), names)
+
+    def _names(self, class_names: Sequence[str] | None) -> tuple[str, ...]:
+        names = self.class_names if class_names is None else class_names
+        if isinstance(names, str) or not names:
+            raise UserError("class_names", "must be a list of names, one at least", got=names, fix="['cat', 'dog']")
+        return tuple(names)
 
 
 def _rgb(image: Picture) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            got = f"{image.dtype} {image.shape}"
+            raise UserError("images", "an array must be uint8 (height, width, 3), or (height, width) in grey", got=got)
+        image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:

@@ -79,6 +79,12 @@ def test_training_validation_and_test_never_share_an_image():
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_half_of_one_class_is_refused(count):
+    with pytest.raises(UserError, match="base and new classes are two each or more, got"):
+        base_and_new(count)
+
+
 def test_base_and_new_classes():
     assert base_and_new(5) == ([0, 1, 2], [3, 4])
     config = DataConfig(task="base_to_new", shots=2)

@@ -42,6 +42,19 @@ def test_a_study_from_its_folder_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}: has ended"
 
 
+def test_the_best_of_several_repeats_is_their_mean(tmp_path: Path) -> None:
+    """As the plan, the console, the summary and the report have it, not the luckiest repeat."""
+    space = small_space(seed=3, confirm=None, repeats=[1, 2, 3], budget={"trials": 18})
+    (tmp_path / "study.yaml").write_text(dump_yaml(space.resolved()))
+    records = Records(tmp_path, space)
+    plan = Plan(space, space.name, tmp_path, records)
+    run_inline(plan, tmp_path)
+    records.close()
+    [(trial, value)] = plan.best(1)
+    key = trial.key.removesuffix(f"-r{trial.repeat}")
+    assert status(tmp_path)[2] == f"best of the search: {key} (mean of 3), validation/accuracy {value:.4f}"
+
+
 def test_a_study_that_was_cut_off(tmp_path: Path) -> None:
     space = small_space(objective={"metric": "train/loss", "direction": "minimize"}, pruner={"name": "none"})
     (tmp_path / "study.yaml").write_text(dump_yaml(space.resolved()))

@@ -105,3 +105,21 @@ def test_a_file_that_is_no_trials_is_said(path, tmp_path):
         Classifier(tmp_path / "cut.safetensors")
     with pytest.raises(UserError, match="no such file of learnables"):
         Classifier(tmp_path / "none.safetensors")
+
+
+def test_one_picture_an_array_and_names_that_are_none(tmp_path):
+    method, values = FORMS["zero-shot"]
+    list(run.train(resolve(method, values), tmp_path))
+    classifier = Classifier(tmp_path / FILE)
+    grey = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "one.png")
+    alone = classifier.predict(tmp_path / "one.png")
+    assert len(alone) == 1
+    for other in (str(tmp_path / "one.png"), grey, [grey], np.stack([grey] * 3, -1), Image.fromarray(grey)):
+        assert classifier.predict(other) == alone
+    for names in ("one", [], ()):
+        with pytest.raises(UserError, match="class_names: must be a list of names, one at least"):
+            classifier.predict(grey, names)
+    for array in (grey.astype(float), grey[None, None], np.stack([grey] * 4, -1)):
+        with pytest.raises(UserError, match=r"an array must be uint8 \(height, width, 3\)"):
+            classifier.predict([array])
