@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -345,3 +346,16 @@ def test_a_reader_who_has_seen_enough_is_no_mistake() -> None:
 def test_the_driver_imports_no_torch() -> None:
     code = "import sys, ammpl.cli, ammpl.study.study; sys.exit(any(m in sys.modules for m in ('torch', 'open_clip')))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_that_is_not_utf_8_ends_nothing(encoding):
+    shown = subprocess.run(
+        [sys.executable, "tune.py", "--help"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert shown.returncode == 0 and not shown.stderr
+    assert b"usage: " in shown.stdout

@@ -161,8 +161,14 @@ def _disk(surroundings: Surroundings) -> Iterator[Finding]:
 
 def _store(surroundings: Surroundings) -> Iterator[Finding]:
     uri = surroundings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).absolute()
+    is_folder = uri.startswith("file:") or "://" not in uri
+    if is_folder or uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///").removeprefix("file:").replace("///", "/")).absolute()
+        if is_folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
+            advice = f"take the default, {DEFAULT_URI}, or set MLFLOW_ALLOW_FILE_STORE=true"
+            what = f"{path} is a folder, and MLflow no longer keeps runs in one by itself"
+            yield Finding("MLflow", what, advice, serious=True)
+            return
         state = "is there" if path.is_file() else "will be made"
         writable = os.access(path if path.exists() else path.parent, os.W_OK)
         fix = None if writable else "give another with --tracking-uri; without a store a study does not start"

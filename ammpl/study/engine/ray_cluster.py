@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -19,6 +20,9 @@ from ammpl.errors import UserError, reason_of
 from ammpl.study.engine.packing import MOST_TRIALS, share
 from ammpl.study.engine.ray_worker import Resources
 from ammpl.study.reachable import head_problem
+
+_TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Where a user names the token that lets into a cluster."""
 
 OBJECT_STORE_BYTES = 200 * 2**20  # trials exchange a few kilobytes; Ray would reserve a third of the memory
 
@@ -45,6 +49,8 @@ def connected(address: str | None) -> Iterator[None]:
             # Unix sockets below it: their paths may have 107 characters at most.
             root = "/tmp" if Path("/tmp").is_dir() else None
             scratch = tempfile.mkdtemp(prefix="ammpl-ray-", dir=root)
+            if not _TOKENS & os.environ.keys() and not _home_takes_a_token():
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray ends over it
             ray.init(
                 "local",  # else one that somebody has started on this machine is joined
                 _temp_dir=scratch,
@@ -62,6 +68,16 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _home_takes_a_token() -> bool:
+    """Return whether Ray can keep its token where it does, below the user's home."""
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return False
+    return (folder / "auth_token").is_file() or os.access(folder, os.W_OK)
 
 
 def _join(address: str) -> None:
