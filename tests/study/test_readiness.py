@@ -12,6 +12,7 @@ import ray
 
 from ammpl.data.home import DataHome
 from ammpl.study import readiness
+from ammpl.study.engine import ray_cluster
 from ammpl.study.readiness import Surroundings
 
 
@@ -98,3 +99,20 @@ def test_a_check_that_breaks_is_a_finding(surroundings, monkeypatch):
     monkeypatch.setattr(readiness, "_python", broken)
     first = next(readiness.examine(surroundings))
     assert (first.mark, first.text) == ("FAIL", "could not be looked at (RuntimeError: no idea)")
+
+
+def test_a_folder_as_mlflows_store(surroundings, tmp_path, monkeypatch):
+    for uri in ("./mlruns", f"file://{tmp_path}/mlruns"):
+        there = Surroundings(surroundings.home, uri)
+        monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+        [(mark, _, text, fix)] = look(readiness._store, there)
+        assert mark == "FAIL" and text.startswith(f"{tmp_path}/mlruns is a folder") and "sqlite:///mlflow.db" in fix
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        assert look(readiness._store, there) == [("ok", "MLflow", f"{tmp_path}/mlruns will be made", None)]
+
+
+def test_a_home_that_takes_no_token_of_rays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_cluster._home_takes_a_token()
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    assert not ray_cluster._home_takes_a_token()

@@ -29,9 +29,10 @@ import sys; sys.stdin.read()
 def tracker(folder: Path, monkeypatch: pytest.MonkeyPatch, writer: str, uri: str | None = URI) -> MLflowTracker:
     """Return a tracker with such a program for a writer."""
 
-    def start(*_: Any) -> subprocess.Popen[str]:
+    def start(process: Any, *_: Any) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, "-c", writer], stdin=pipe, stdout=pipe, text=True)
+        command = [sys.executable, "-c", writer]
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=process._errors, text=True)
 
     monkeypatch.setattr(MLflowProcess, "_start", start)
     return MLflowTracker(uri, "demo", folder, "", {}, {})
@@ -107,3 +108,15 @@ def test_a_run_says_which_trial_it_repeats(tmp_path: Path, monkeypatch: pytest.M
         {"state": "COMPLETE"},
     ]
     ready.close()
+
+
+def test_why_the_writer_ended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line that it printed; a package that is missing is no matter of the address."""
+    lost = tracker(tmp_path, monkeypatch, "import no_such_package")
+    with pytest.raises(UserError, match=r"exit code 1: ModuleNotFoundError: No module named .* Fix: install what is"):
+        lost.check()
+    ended = tracker(tmp_path, monkeypatch, "import sys; sys.exit('no room for postgresql://me:hunter2@host')")
+    with pytest.raises(
+        UserError, match=r"exit code 1: no room for postgresql://me:\*\*\*@host.* Fix: start the server"
+    ):
+        ended.check()

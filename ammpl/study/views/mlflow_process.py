@@ -12,7 +12,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 # In the writer only. The client's own defaults (7 retries of 120 s) would keep a study from starting for half an hour.
 _ENVIRONMENT = {
-    "PGCONNECT_TIMEOUT": "4",  # seconds; libpq's own is none, and what answers may be no PostgreSQL
+    "PGCONNECT_TIMEOUT": "2",  # seconds, tried three times; libpq's own is none, and what answers may be no PostgreSQL
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",

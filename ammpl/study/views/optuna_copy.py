@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,7 @@ class OptunaCopy:
 def unusable(shown: str, reason: str) -> UserError:
     """Return the error for a storage that cannot take a study."""
     fix = "start the server or mend the address; leave it out, and the search is in the study folder's optuna.sqlite3"
-    if "ImportError" in reason:
+    if re.search(r"\b(ModuleNotFound|Import)Error\b", reason):
         fix = "install the database's driver; PostgreSQL's: pip install 'ammpl-study[postgresql]'"
     return UserError(FLAG, f"the Optuna storage cannot be used ({reason})", got=shown, fix=fix)
 

@@ -278,12 +278,10 @@ def run_page(run: Mapping[str, str]) -> str:
 
 def unusable(process: MLflowProcess, reason: str) -> UserError:
     """Return the error for a store that cannot take a study."""
-    return UserError(
-        process.where,
-        f"the MLflow store cannot be used ({reason})",
-        got=redacted(process.uri),
-        fix=f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file",
-    )
+    fix = f"start the server or mend the address; '--tracking-uri {DEFAULT_URI}' keeps runs in a local file"
+    if re.search(r"\b(ModuleNotFound|Import)Error\b", reason):  # a package's fault, no address's
+        fix = "install what is missing: pip install -e . in the project's folder; a database's driver by itself"
+    return UserError(process.where, f"the MLflow store cannot be used ({reason})", got=redacted(process.uri), fix=fix)
 
 
 def remembered_uri(folder: Path, trusted: bool | None = None) -> str | None:

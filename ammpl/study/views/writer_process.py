@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import ammpl
+from ammpl.redaction import redacted
 
 # -P: nothing of the working directory is imported; this package is found where the driver has it.
 _PROGRAM = """\
@@ -104,9 +105,12 @@ class WriterProcess:
         return self._process.wait()
 
     def failure(self) -> str:
-        """Return why the writer has ended, where it was not done."""
-        refused = self.answers.get("refused")
-        return refused[0]["text"] if refused else f"the writer process ended with exit code {self.end()}"
+        """Return why the writer has ended, where it was not done: what it said, else the last line that it printed."""
+        if refused := self.answers.get("refused"):
+            return str(refused[0]["text"])
+        code, printed = self.end(), self.errors().split("\n")
+        last = next((line.strip() for line in reversed(printed) if line.strip()), "it printed nothing")
+        return f"the writer process ended with exit code {code}: {redacted(last)[:200]}"
 
     def errors(self) -> str:
         """Return what the process has printed to stderr; call it after :meth:`end`."""
