@@ -26,6 +26,8 @@ SEED = 1
 """Of the cuts, as for published data sets without their split file."""
 SHOWN = 5
 """Names that a message lists; it counts the others."""
+CLUTTER = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+"""Folders and files that archives, disks and servers have of their own, in lower case; others begin with a dot."""
 LAYOUT = "\n  cat/1.jpg, cat/2.jpg, ...\n  dog/1.jpg, dog/2.jpg, ...\nor the same within train/, val/ and test/"
 
 
@@ -85,7 +87,9 @@ def _from_folders(folder: Path, settings: Settings) -> OwnData:
     names = sorted({entry.name for entries in lists.values() for entry in entries})
     labels = {name: label for label, name in enumerate(names)}
     labelled = {split: [entry._replace(label=labels[entry.name]) for entry in lists[split]] for split in lists}
-    return _own(folder, labelled, settings, made_by, str(folder), scan.warnings())
+    clutter = sorted(entry.name for entry in folder.iterdir() if entry.name.lower() in CLUTTER)
+    notes = (f"left out, a system's own: {_shown(clutter)}",) if clutter else ()
+    return _own(folder, labelled, settings, made_by, str(folder), notes + scan.warnings())
 
 
 def _own(
@@ -150,9 +154,12 @@ def _completed(lists: Lists) -> tuple[dict[SplitName, Sequence[Entry]], str]:
 
 
 def _children(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the folders and of the files in a folder, links followed, hidden ones left out."""
+    """Return the sorted names of the folders and of the files in a folder, links followed.
+
+    Hidden ones are left out, and what systems and servers leave everywhere.
+    """
     with os.scandir(folder) as found:
-        kinds = [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(".")]
+        kinds = [(e.name, e.is_dir()) for e in found if not e.name.startswith(".") and e.name.lower() not in CLUTTER]
     return sorted(name for name, is_dir in kinds if is_dir), sorted(name for name, is_dir in kinds if not is_dir)
 
 

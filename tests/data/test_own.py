@@ -303,3 +303,15 @@ def test_own_pictures_can_be_read(tmp_path: Path) -> None:
     dataset = dataset_on_disk("mine", own.listing, own.template, "the user's", Store(tmp_path / "store"))
     split = dataset.train.open(ImageTransform(28))
     assert split.pixels().shape == (4, 3, 28, 28) and split.labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", ".git", ".ipynb_checkpoints"])
+def test_what_systems_leave_in_folders_is_no_class(tmp_path, name):
+    plain = read_own(pictures(tmp_path / "plain", {"one": 6, "two": 6})).listing
+    folder = pictures(tmp_path / "cluttered", {"one": 6, "two": 6, name: 1})
+    (folder / "one" / name).mkdir()
+    found = read_own(folder)
+    assert found.listing.class_names == plain.class_names == ("one", "two")
+    assert found.listing.counts() == plain.counts()
+    noted = [warning for warning in found.warnings if repr(name) in warning]
+    assert len(noted) == (0 if name.startswith(".") else 1)
