@@ -292,7 +292,7 @@ def _key(training: TrainingConfig, model: AMMPL, batch: Batch) -> _Key:
     settings = model.config.model_dump_json(exclude=NOT_RECORDED)
     shapes = tuple((tensor.shape, tensor.dtype) if tensor is not None else None for tensor in vars(batch).values())
     text = model.text_prompt
-    optimizer = (training.optimizer, training.weight_decay, training.chunk)
+    optimizer = (training.optimizer, training.weight_decay, training.chunk, training.deterministic)
     return (model.backbone, settings, text.class_names, text.template, optimizer, shapes)
 
 
