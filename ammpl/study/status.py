@@ -32,9 +32,9 @@ def status(folder: Path) -> list[str]:
     check_study(folder)
     history = read_history(folder / FILE)
     begun = {line.event["key"]: line.event for line in history.told if line.event["event"] == "started"}
-    counts: dict[str, Counter[str]] = {}
+    states_of, counts = history.states, dict[str, Counter[str]]()
     for key, event in begun.items():
-        state = history.states.get(key)
+        state = states_of.get(key)
         counts.setdefault(event["phase"], Counter())[str(state) if state else "begun, not ended"] += 1
     lines = [f"{folder}: {_condition(folder, history)}"]
     for phase, states in counts.items():

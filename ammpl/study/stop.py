@@ -28,7 +28,8 @@ def stop(folder: Path) -> str:
         raise
     history = read_history(folder / FILE)
     begun = [line.event["key"] for line in history.told if line.event["event"] == "started"]
-    running = [key for key in begun if key not in history.states]
+    ended = history.states
+    running = [key for key in begun if key not in ended]
     shown = ", ".join(running[:8]) + (", …" if len(running) > 8 else "")
     what = f"no more trials begin; let end: {shown}" if running else "no trial begins"
     return f"{folder}: {'asked' if new else 'was asked before'} to stop: {what}"

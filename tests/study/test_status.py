@@ -11,7 +11,7 @@ from ammpl import cli
 from ammpl.commands.status import show
 from ammpl.study import status as status_module
 from ammpl.study.plan.search_plan import Plan
-from ammpl.study.record.event_log import FILE, end_log, read_history
+from ammpl.study.record.event_log import FILE, History, end_log, read_history
 from ammpl.study.record.folder import locked
 from ammpl.study.record.records import Records
 from ammpl.study.space.budget import duration_text
@@ -136,3 +136,16 @@ def test_ctrl_c_ends_the_watching_alone(
     assert cli.main(["status", str(tmp_path), "--watch"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == LOOKS[0] and err == ""
+
+
+def test_the_state_of_all_trials_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = small_space(confirm=None, pruner={"name": "none"}, budget={"trials": 30})
+    (tmp_path / "study.yaml").write_text(dump_yaml(space.resolved()))
+    records = Records(tmp_path, space)
+    run_inline(Plan(space, space.name, tmp_path, records), tmp_path)
+    records.close()
+    states, asked = History.states.fget, []
+    assert states is not None
+    monkeypatch.setattr(History, "states", property(lambda history: asked.append(1) or states(history)))
+    assert status(tmp_path)[1].startswith("search: 30 trials: ")
+    assert len(asked) == 1
