@@ -78,7 +78,11 @@ MISTAKES = [
     ("ammpl", {"model.mask.kind": "lerned"}, "model.mask.kind: must be 'learned'.* Fix: did you mean 'learned'"),
     ("ammpl", {"training.steps": "100"}, "training.steps: must be a valid integer, got '100'"),
     ("ammpl", {"training.steps": True}, "training.steps: must be a valid integer, got True"),
-    ("ammpl", {"backbone.precision": "fp16"}, "backbone.precision: must be 'fp32', 'bf16' or 'auto', got 'fp16'"),
+    (
+        "ammpl",
+        {"backbone.precision": "fp16"},
+        "backbone.precision: must be 'fp32', 'tf32', 'bf16' or 'auto', got 'fp16'",
+    ),
     ("ammpl", {"backbone.compile": "yes"}, "backbone.compile: must be a valid boolean, got 'yes'"),
     ("ammpl", {"data.shots": 0}, "data.shots: must be greater than or equal to 1, got 0"),
     (

@@ -14,9 +14,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.usage = "tune.py doctor [flags]"
     parser.description = """\
 Say whether this machine is ready for studies: versions, torch and GPUs,
-disks, the MLflow store, weights, data sets, Ray, and the seconds of each part of
-a study's start. What is wrong comes with what to do about it. Nothing is left
-behind."""
+disks, the MLflow store, weights, data sets, Ray, and the seconds of each
+part of a study's start. What is wrong comes with what to do about it.
+Nothing is left behind."""
     parser.epilog = """\
 examples:
   python tune.py doctor

@@ -16,7 +16,7 @@ import torch
 import ammpl
 from ammpl.config import resolve
 from ammpl.data.dataset import Originals
-from ammpl.training import run
+from ammpl.training import device, run
 from ammpl.training.run import TrainingDivergedError, train
 from ammpl.training.running_checkpoint import DRAFT, FILE
 from ammpl.training.step import TrainingStep
@@ -110,7 +110,7 @@ def test_a_trial_that_dies_at_every_evaluation_ends_as_one_that_did_not(
 
 
 def test_pictures_before_the_checkpoint_are_not_decoded_again(home, small_vit, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "device", lambda: "cpu")  # on a GPU all pictures are decoded first, once a process
+    monkeypatch.setattr(device, "device", lambda: "cpu")  # on a GPU all pictures are decoded first, once a process
     config = resolve("ammpl", PHOTOS)
     die_after(3, config, tmp_path, home)
     decoded = []
@@ -124,7 +124,7 @@ PROCESS = """
 import json, os, signal, sys
 from pathlib import Path
 from ammpl.config import resolve
-from ammpl.training import run
+from ammpl.training import device, run
 from ammpl.training.step import TrainingStep
 
 folder, values, ending = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]

@@ -52,8 +52,9 @@ def prepared(case, *, pixels=False, images=5):
     return config, model, model.classes(NAMES), build_optimizer(model, config.training), batch
 
 
-@pytest.mark.parametrize("pixels", [False, True], ids=["kept", "augmented"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "pixels"), [*((case, False) for case in CASES), ("coop", True), ("vpt", True), ("ammpl of a class", True)]
+)
 def test_no_shape_and_no_value_of_a_step_depends_on_data(case, pixels):
     """Fake tensors have shapes and no values: whatever asked for a value, or made a shape of one, would raise."""
     config, model, classes, optimizer, batch = prepared(case, pixels=pixels)
