@@ -23,7 +23,7 @@ from ammpl.study.space.ablation_space import parse_ablation
 from ammpl.study.space.search_space import SearchSpace
 from ammpl.study.study import Options, resume_study, run_study
 from ammpl.study.trial import Trial
-from ammpl.study.views.optuna_copy import OptunaCopy
+from ammpl.study.views.optuna_copy import OptunaCopy, file_url
 from ammpl.study.views.optuna_writer import Copies
 from ammpl.study.views.writer_process import WriterProcess
 from tests.integration.test_resume import ROOT
@@ -264,3 +264,11 @@ def running_at(url: str, number: int) -> bool:
     except (LookupError, sqlalchemy.exc.DatabaseError):  # neither it, the study nor the tables are there yet
         return False
     return trial.state.name == "RUNNING" and 10 in trial.intermediate_values
+
+
+@pytest.mark.parametrize("name", ["plain", "a?b", "a#b", "a%3Fb", "a{b}", "a b&c=d"])
+def test_the_file_lies_in_the_folder_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    optuna.storages.RDBStorage(file_url(tmp_path / name / "optuna.sqlite3")).get_all_studies()
+    assert (tmp_path / name / "optuna.sqlite3").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 
 from ammpl.errors import UserError
 from ammpl.redaction import is_redacted, redacted
@@ -53,7 +54,7 @@ class OptunaCopy:
         process.send(
             {
                 "op": "storage",
-                "url": url or f"sqlite:///{folder.absolute()}/optuna.sqlite3",
+                "url": url or file_url(folder.absolute() / "optuna.sqlite3"),
                 "required": self._required,
                 "folder": str(folder.absolute()),
                 "token": _token(folder),
@@ -144,6 +145,11 @@ class OptunaCopy:
                 **(first if sent is None else {}),
             }
         )
+
+
+def file_url(path: Path) -> str:
+    """Return the address of a SQLite file; some of a path's signs would part an address."""
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def unusable(shown: str, reason: str) -> UserError:
