@@ -66,7 +66,8 @@ def _table(file: Path) -> pa.Table:
     try:
         if file.suffix.lower() == ".parquet":
             return pa.parquet.ParquetFile(file).read()
-        texts = {name: pa.string() for name in (*COLUMNS, "class name")}  # class 007 keeps its zeros
+        # Class 007 keeps its zeros, also where blanks follow the header's commas.
+        texts = {blank + name: pa.string() for name in (*COLUMNS, "class name") for blank in ("", " ")}
         in_order = pa.csv.ReadOptions(use_threads=False)  # then a message names the row
         return pa.csv.read_csv(file, in_order, convert_options=pa.csv.ConvertOptions(column_types=texts))
     except pa.ArrowException as error:
@@ -76,7 +77,7 @@ def _table(file: Path) -> pa.Table:
 
 def _columns(table: pa.Table, file: Path) -> dict[str, list[Any]]:
     """Return column -> values, of the columns that count."""
-    known = [name.replace(" ", "_") for name in table.column_names]
+    known = [name.strip().replace(" ", "_") for name in table.column_names]
     for name in COLUMNS:
         if known.count(name) > 1:
             raise UserError(str(file), "has a column twice", got=name)
@@ -88,20 +89,22 @@ def _columns(table: pa.Table, file: Path) -> dict[str, list[Any]]:
 
 
 def _row(place: str, path: Any, label: Any, name: Any, split: Any, *, labelled: bool, divided: bool) -> _Row:
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not path.strip():
         raise UserError(f"{place}: path", "must be a text", got=path)
+    path = path.strip().removeprefix("./")
     if path.startswith("/") or re.search(r"^.?:|\\|(?:^|/)\.{0,2}(?:/|$)", path):
         rule = "must lead from the manifest's folder to a picture in it, with forward slashes and without '.' or '..'"
         raise UserError(f"{place}: path", rule, got=path)
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{place}: class_name", "must be a text", got=name)
-    if labelled and not re.fullmatch("0|[1-9][0-9]{0,5}", str(label)):
+    number = re.fullmatch(r"(0|[1-9][0-9]{0,5})(?:\.0+)?", str(label).strip())  # pandas writes 1.0 for 1
+    if labelled and number is None:
         raise UserError(f"{place}: label", "must be 0, 1, 2, ...", got=label, fix="fill it, or leave the column out")
     found: SplitName | None = LIST_NAMES.get(str(split).strip().lower()) if divided else "train"
     if found is None:
         rule = f"must be {', '.join(LIST_NAMES)}"
         raise UserError(f"{place}: split", rule, got=split, fix=did_you_mean(str(split), LIST_NAMES))
-    return _Row(place, path, name, int(label) if labelled else None, found)
+    return _Row(place, path, name.strip(), int(number[1]) if labelled and number else None, found)
 
 
 def _refuse_repeated(rows: Sequence[_Row]) -> None:

@@ -7,8 +7,10 @@ read from top to bottom.
 
 from __future__ import annotations
 
+import html
 import os
 import random
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -119,6 +121,7 @@ def _own(
         fix = "add some, or divide them into train, val and test yourself"
         raise UserError(f"{where}: {error.where}", error.rule, got=error.got, fix=fix) from None
     names = class_names(complete, where)
+    _refuse_alike(names, where)
     train, validation, test = (
         tuple(Item(entry.path, entry.label) for entry in complete[split]) for split in ("train", "validation", "test")
     )
@@ -224,6 +227,17 @@ class _Scan:
             return ()
         count = len(self._ignored)
         return (f"{count} {'file' if count == 1 else 'files'} left out, no picture by name: {_shown(self._ignored)}",)
+
+
+def _refuse_alike(names: Sequence[str], where: str) -> None:
+    """Raise UserError for two classes whose names CLIP's tokenizer reads as one: their prompts would be the same."""
+    read: dict[str, str] = {}
+    for name in names:
+        text = html.unescape(html.unescape(name.replace("_", " ")))
+        other = read.setdefault(" ".join(unicodedata.normalize("NFKC", text).split()).lower(), name)
+        if other != name:
+            rule = f"classes {other!r} and {name!r} are one to the text tower, which sees neither case nor underscores"
+            raise UserError(where, rule, fix="rename one, or put their pictures together")
 
 
 def _refuse_loose(folder: Path, files: Sequence[str], where: str) -> None:

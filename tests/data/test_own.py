@@ -315,3 +315,33 @@ def test_what_systems_leave_in_folders_is_no_class(tmp_path, name):
     assert found.listing.counts() == plain.counts()
     noted = [warning for warning in found.warnings if repr(name) in warning]
     assert len(noted) == (0 if name.startswith(".") else 1)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("Cat", "cat"),
+        ("sea__lion", "sea_lion"),
+        ("a&amp;b", "a&b"),
+        ("caf\u00e9", "cafe\u0301"),
+    ],
+)
+def test_two_classes_that_are_one_to_the_text_tower_are_refused(tmp_path, pair):
+    folder = pictures(tmp_path / "mine", dict.fromkeys(pair, 6) | {"other": 6})
+    with pytest.raises(UserError, match="are one to the text tower") as refused:
+        read_own(folder)
+    assert all(repr(name.replace("_", " ")) in str(refused.value) for name in pair)
+
+
+def test_a_manifest_as_other_tools_write_it(tmp_path):
+    """Blanks after commas and around names, ./ before paths, labels that pandas has made floats of."""
+    pictures(tmp_path, {"one": 6, "007": 6})
+    rows = [(f"{name}/{n}.jpg", label, name) for label, name in enumerate(("one", "007")) for n in range(6)]
+    plain, other = tmp_path / "plain.csv", tmp_path / "other.csv"
+    plain.write_text("path,label,class_name\n" + "".join(f"{path},{label},{name}\n" for path, label, name in rows))
+    other.write_text(
+        "path, label, class_name\n" + "".join(f"./{path}, {label}.0, {name} \n" for path, label, name in rows)
+    )
+    expected, found = read_own(plain).listing, read_own(other).listing
+    assert found.class_names == expected.class_names == ("one", "007")
+    assert (found.train, found.validation, found.test) == (expected.train, expected.validation, expected.test)
