@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -202,7 +203,11 @@ def remove_folder(folder: Path, there: Path) -> None:
     Args:
         there: what was there before, as :func:`check_output` says.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(50):  # workers that are being ended may still write to it
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)
     for parent in folder.absolute().parents:
         if parent == there or not parent.is_relative_to(there):
             break
