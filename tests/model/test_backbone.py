@@ -162,7 +162,7 @@ def test_a_published_architecture_with_quick_gelu():
         (BackboneConfig(name="ViT-B-16"), "backbone.pretrained: ViT-B-16 needs a pretrained tag .*openai"),
         (BackboneConfig(name="ViT-B-16", pretrained="opena"), "did you mean 'openai'"),
         (BackboneConfig(name="tiny-glyph", pretrained="openai"), "has only its own weights"),
-        (BackboneConfig(name="RN50", pretrained="random"), "image tower is ModifiedResNet"),
+        (BackboneConfig(name="RN50", pretrained="random"), "image tower is not a plain ViT"),
     ],
 )
 def test_unusable_backbones_are_refused(config, message):
