@@ -144,7 +144,7 @@ def folder(small_architecture, tmp_path):
     torch.manual_seed(3)
     config = open_clip.get_model_config(small_architecture) | {"quick_gelu": True}
     clip = open_clip.create_model(small_architecture, force_quick_gelu=True)
-    text = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    text = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD, "resize_mode": "squash"}}
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "open_clip_config.json").write_text(json.dumps(text))
     save_file(clip.state_dict(), tmp_path / "own" / "open_clip_model.safetensors")
@@ -154,6 +154,7 @@ def folder(small_architecture, tmp_path):
 def test_a_folder_of_the_hubs_form_is_a_backbone_with_its_own_weights(folder):
     path, clip = folder
     backbone = load_backbone(BackboneConfig(name=f"local-dir:{path}"))
+    assert backbone.preprocessing.resize_mode == "squash"
     assert backbone.preprocessing.mean == tuple(MEAN) and backbone.preprocessing.std == tuple(STD)
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
