@@ -383,8 +383,8 @@ class AMMPL(nn.Module):
     ) -> Tensor:
         assert self.image_prompt is not None
         whole_R: Sequence[bool] = ()
-        if all(whole_C):
-            whole_R = [True] * len(class_R) if whole_C else ()
+        if whole_C and all(whole_C):
+            whole_R = [True] * len(class_R)
         elif any(whole_C) and not self.backbone.static_shapes:
             whole_R = [whole_C[index] for index in class_R.tolist()]
         chosen, place_R = classes, class_R

@@ -86,7 +86,7 @@ def _backward(
     """Add the gradients of a loss of many scores, whose graphs exist a part at a time; return the loss.
 
     Args:
-        parts: what :paramref:`scores` is called with; of one there is one graph.
+        parts: what ``scores`` is called with; of one there is one graph.
         scores: part -> its scores, in single precision at least.
         loss_of: scores of all parts, in order -> the loss.
     """

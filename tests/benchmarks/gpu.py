@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 import yaml
@@ -32,13 +31,14 @@ from ammpl.config import BackboneConfig, SeedConfig, resolve
 from ammpl.data.catalog import DESCRIPTIONS
 from ammpl.model import fused
 from ammpl.model.ammpl import AMMPL
-from ammpl.model.backbone import Backbone, Preprocessing
+from ammpl.model.backbone import Backbone
 from ammpl.study.space.ablation_space import parse_ablation
 from ammpl.training.device import set_up
 from ammpl.training.evaluation import scores
 from ammpl.training.optimization import build_optimizer, total_steps
 from ammpl.training.step import Batch, TrainingStep, forget, run_step
 from tests.benchmarks.record import Record
+from tests.benchmarks.vit_b16 import vit_b16
 
 ROOT = Path(__file__).resolve().parents[2]
 FEWSHOT = ROOT / "search_spaces/paper_fewshot.yaml"
@@ -289,14 +289,7 @@ def class_names(count: int) -> list[str]:
 
 
 def _backbone(precision: str) -> Backbone:
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(
-        embed_dim=512,
-        vision_cfg={"image_size": 224, "patch_size": 16, "width": 768, "layers": 12},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
-    )
-    half = (0.5, 0.5, 0.5)
-    backbone = Backbone(clip, open_clip.get_tokenizer("ViT-B-16"), Preprocessing(224, half, half), "B16").to("cuda")
+    backbone = vit_b16().to("cuda")
     return backbone.cast_blocks(torch.bfloat16) if precision == "bf16" else backbone
 
 

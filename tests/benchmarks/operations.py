@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import open_clip
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ammpl.config import SeedConfig, resolve
 from ammpl.model.ammpl import AMMPL
-from ammpl.model.backbone import Backbone, Preprocessing
+from ammpl.model.backbone import Backbone
 from ammpl.training.optimization import build_optimizer
 from ammpl.training.step import Batch, run_step
 from tests.benchmarks.record import Record
+from tests.benchmarks.vit_b16 import vit_b16
 
 TASK = {"model.mask.scope": "task"}
 MOST = {
@@ -57,14 +57,7 @@ FREE = {torch.ops.aten.detach.default, torch.ops.aten._unsafe_view.default, torc
 
 def benchmark() -> Iterator[Record]:
     """Yield each step's operations."""
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(
-        embed_dim=512,
-        vision_cfg={"image_size": 224, "patch_size": 16, "width": 768, "layers": 12},
-        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
-    )
-    half = (0.5, 0.5, 0.5)
-    backbone = Backbone(clip, open_clip.get_tokenizer("ViT-B-16"), Preprocessing(224, half, half), "B16")
+    backbone = vit_b16()
     backbone.static_shapes = True
     for (name, classes, images), (values, most) in MOST.items():
         count = operations(backbone, name.split(",")[0], [f"red thing {i}" for i in range(classes)], images, values)
