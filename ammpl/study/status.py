@@ -113,8 +113,8 @@ def _best(folder: Path, history: History, begun: dict[str, Event]) -> str | None
     for line in history.told:
         event = line.event
         if event["event"] == "finished" and event["state"] == State.COMPLETE:
-            began = begun[event["key"]]
-            if began["phase"] == "search":
+            began = begun.get(event["key"])  # a log that was tampered with may lack it
+            if began and began["phase"] == "search":
                 key = event["key"].removesuffix(f"-r{began['repeat']}") if repeats > 1 else event["key"]
                 values.setdefault(key, []).append(float(event["value"]))
     means = {key: sum(of_one) / repeats for key, of_one in values.items() if len(of_one) == repeats}
