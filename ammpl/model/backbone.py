@@ -30,7 +30,6 @@ from ammpl.model.blocks import (
     run_block,
     run_causal_block,
     run_last_block,
-    run_last_block_to_ends,
     run_last_causal_block,
 )
 from ammpl.model.weights import create_clip, create_own_clip, tags_text
@@ -254,62 +253,41 @@ class Backbone:
     def text_features(self, embeddings_BLT: Tensor, ends_B: Tensor) -> Tensor:
         """Run the text tower from token embeddings (B, L, T) to features (B, D), not normalised.
 
-        Attention is causal, so nothing after the end token matters: each prompt is run up to its own.
+        Attention is causal, so nothing after the end token matters: a processor runs each prompt up to its own.
 
         Args:
             embeddings_BLT: start token, context, name, end token, then anything; before positions.
             ends_B: index of the end token in each prompt; from :meth:`ends`.
         """
-        if self.static_shapes:
-            return self._filled_text_features(embeddings_BLT, ends_B, None)
         nothing = embeddings_BLT.new_empty(0, 0, embeddings_BLT.shape[2])
-        return self._text_features(nothing, embeddings_BLT, ends_B, None)[0]
+        return self.text_features_of_prefixes(nothing, embeddings_BLT, ends_B)[0]
 
     def text_features_of_prefixes(
         self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None = None
     ) -> Tensor:
         """Return features (B, C, D) of every prefix followed by every suffix.
 
-        Equal to :meth:`text_features` of the B x C concatenations, which a GPU runs. A processor runs what precedes
-        the names once a prefix: attention is causal, so it does not depend on what follows.
+        Equal to :meth:`text_features` of the B x C concatenations. What precedes the names is run once a prefix:
+        attention is causal, so it does not depend on what follows.
 
         Args:
-            prefixes_BPT: start token and context, one for each image; before positions.
+            prefixes_BPT: start token and context, one for each image; before positions. Without any (B = 0), suffixes
+                are whole sequences, and features (1, C, D).
             suffixes_CST: name, end token, then anything; before positions.
             ends_C: index of the end token in each suffix; on the device of :meth:`ends`.
             deeper_JMT: tokens that take the places of the context, without a position, before block 1, 2, ...
         """
-        if not self.static_shapes:
-            return self._text_features(prefixes_BPT, suffixes_CST, ends_C, deeper_JMT)
-        (B, P, _), C = prefixes_BPT.shape, len(suffixes_CST)
-        prefixes, suffixes = prefixes_BPT[:, None].expand(-1, C, -1, -1), suffixes_CST.expand(B, -1, -1, -1)
-        whole_RLT = torch.cat([prefixes, suffixes], dim=2).flatten(0, 1)
-        return self._filled_text_features(whole_RLT, (ends_C + P).repeat(B), deeper_JMT).view(B, C, -1)
-
-    def _filled_text_features(self, embeddings_RLT: Tensor, ends_R: Tensor, deeper_JMT: Tensor | None) -> Tensor:
-        """Return features (R, D) of sequences that are filled up to one length."""
-        tokens = (embeddings_RLT + self.clip.positional_embedding[: embeddings_RLT.shape[1]]).to(self.block_dtype)
-        *blocks, last = self.clip.transformer.resblocks
-        for index, block in enumerate([*blocks, last]):
-            if deeper_JMT is not None and 0 < index <= len(deeper_JMT):
-                deeper_RMT = deeper_JMT[index - 1].to(self.block_dtype).expand(len(tokens), -1, -1)
-                tokens = torch.cat([tokens[:, :1], deeper_RMT, tokens[:, 1 + deeper_RMT.shape[1] :]], dim=1)
-            if block is not last:
-                tokens = run_block(block, tokens, causal=True)
-        ends_RT = run_last_block_to_ends(last, tokens, ends_R).to(self.dtype)
-        return cast(Tensor, self.clip.ln_final(ends_RT) @ self.clip.text_projection)
-
-    def _text_features(
-        self, prefixes_BPT: Tensor, suffixes_CST: Tensor, ends_C: Tensor, deeper_JMT: Tensor | None
-    ) -> Tensor:
-        """Return features (B, C, D), or (1, C, D) of sequences without prefixes (B = 0)."""
         (B, P, T), S = prefixes_BPT.shape, suffixes_CST.shape[1]
-        layout, members = Layout.by_length(ends_C + 1, B, P)
-        positions = self.clip.positional_embedding
-        suffixes_CST = suffixes_CST + positions[P : P + S]
-        rows = [(prefixes_BPT + positions[:P]).flatten(0, 1)]
-        for chosen, (_, length) in zip(members, layout.groups[-len(members) :], strict=True):
-            rows.append(suffixes_CST[chosen, :length].expand(max(B, 1), -1, -1, -1).flatten(0, 2))
+        suffixes_CST = suffixes_CST + self.clip.positional_embedding[P : P + S]
+        if self.static_shapes:
+            layout, groups, order = Layout.filled(ends_C + 1, S, B, P), [suffixes_CST], None
+        else:
+            layout, members = Layout.by_length(ends_C + 1, B, P)
+            lengths = [length for _, length in layout.groups[-len(members) :]]
+            groups = [suffixes_CST[chosen, :length] for chosen, length in zip(members, lengths, strict=True)]
+            order = torch.cat(members).argsort()  # that in which the suffixes came
+        rows = [(prefixes_BPT + self.clip.positional_embedding[:P]).flatten(0, 1)]
+        rows += [group.expand(max(B, 1), -1, -1, -1).flatten(0, 2) for group in groups]
         rows_RT = torch.cat(rows).to(self.block_dtype)
         *blocks, last = self.clip.transformer.resblocks
         for index, block in enumerate([*blocks, last]):
@@ -321,10 +299,9 @@ class Backbone:
                 rows_RT = run_causal_block(block, rows_RT, layout)
         ends_RT = run_last_causal_block(last, rows_RT, layout).to(self.dtype)
         features_RD = self.clip.ln_final(ends_RT) @ self.clip.text_projection
-        # In groups, each prefix by prefix; back to the order in which the suffixes came.
-        by_group = features_RD.split([max(B, 1) * len(chosen) for chosen in members])
+        by_group = features_RD.split([max(B, 1) * len(group) for group in groups])
         features_BCD = torch.cat([group.view(max(B, 1), -1, group.shape[1]) for group in by_group], dim=1)
-        return features_BCD[:, torch.cat(members).argsort()]
+        return features_BCD if order is None else features_BCD[:, order]
 
     def ends(self, ends: Sequence[int]) -> Tensor:
         """Return indices of end tokens where :meth:`text_features` takes them from."""

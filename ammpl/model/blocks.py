@@ -20,18 +20,21 @@ from ammpl.model import fused
 
 @dataclass(frozen=True)
 class Layout:
-    """Causal sequences as the rows of one matrix: no row is filling, however different their lengths.
+    """Causal sequences as the rows of one matrix, what they have in common once.
 
-    A processor takes its time for rows. A GPU takes it for kernels, and fills sequences up to one length instead.
+    A processor takes its time for rows: sequences stand in groups of one length, none is filled. A GPU takes it for
+    kernels: all stand in one group, filled up to one length.
 
     Attributes:
         groups: of sequences of equal length, one after the other: (how many, rows of each).
         prefixes: how many sequences the first group has if the others go on from them (each of the other groups has as
             many after every prefix, the first prefix's first); 0 where each sequence stands alone.
+        ends: which row of each sequence (but the prefixes) is read, where they are filled; else the last one is.
     """
 
     groups: tuple[tuple[int, int], ...]
     prefixes: int = 0
+    ends: Tensor | None = None
 
     @classmethod
     def by_length(cls, lengths: Tensor, prefixes: int = 0, prefix_length: int = 0) -> tuple[Layout, list[Tensor]]:
@@ -47,23 +50,24 @@ class Layout:
         groups = [(max(prefixes, 1) * len(m), length) for m, length in zip(members, distinct, strict=True)]
         return cls((((prefixes, prefix_length),) if prefixes else ()) + tuple(groups), prefixes), members
 
+    @classmethod
+    def filled(cls, lengths: Tensor, longest: int, prefixes: int = 0, prefix_length: int = 0) -> Layout:
+        """Return the layout of sequences that are filled up to the length of the longest."""
+        times = max(prefixes, 1)
+        group = (times * len(lengths), longest)
+        return cls((*([(prefixes, prefix_length)] if prefixes else []), group), prefixes, (lengths - 1).repeat(times))
+
     def split(self, rows_RX: Tensor) -> list[Tensor]:
         """Return each group's rows, (how many, rows of each, X)."""
         parts = rows_RX.split([count * length for count, length in self.groups])
         return [part.view(count, length, -1) for part, (count, length) in zip(parts, self.groups, strict=True)]
 
 
-def run_block(block: Any, tokens_BLW: Tensor, *, causal: bool = False) -> Tensor:
-    """Run one residual attention block on sequences of one length.
-
-    Args:
-        block: open_clip's module.
-        tokens_BLW: its input.
-        causal: whether a row attends to itself and what precedes it; else to all rows of its sequence.
-    """
+def run_block(block: Any, tokens_BLW: Tensor) -> Tensor:
+    """Run one residual attention block in which a row attends to all rows of its sequence."""
     B, L, W = tokens_BLW.shape
     flat = tokens_BLW.reshape(B * L, W)
-    mixed = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=causal)
+    mixed = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads)
     return _rest(block, flat, mixed).view(B, L, W)
 
 
@@ -76,22 +80,6 @@ def run_last_block(block: Any, tokens_BLW: Tensor) -> Tensor:
     return _rest(block, first_BW, _attention(q, k, v))
 
 
-def run_last_block_to_ends(block: Any, tokens_BLW: Tensor, ends_B: Tensor) -> Tensor:
-    """Run the last causal block for one row of each sequence; returns (B, W).
-
-    Args:
-        block: open_clip's module.
-        tokens_BLW: its input.
-        ends_B: which row.
-    """
-    B, L, W = tokens_BLW.shape
-    flat = tokens_BLW.reshape(B * L, W)
-    mixed_BLW = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads, causal=True).view(B, L, W)
-    # Not indexed: the gradient of a product is the same each time, and 0 and 1 leave every value as it is.
-    end_BL1 = (ends_B[:, None] == torch.arange(L, device=ends_B.device))[:, :, None]
-    return _rest(block, (tokens_BLW * end_BL1).sum(1), (mixed_BLW * end_BL1).sum(1))
-
-
 def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
     """Run one residual attention block in which a row attends to itself and what precedes it in its sequence.
 
@@ -100,9 +88,13 @@ def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
         rows_RW: its input.
         layout: which rows are whose.
     """
+    heads = block.attn.num_heads
+    qkv_RX = _qkv(block, rows_RW)
+    if layout.ends is not None:
+        return _rest(block, rows_RW, torch.cat(_filled_attention(qkv_RX, heads, layout)))
     mixed, past = [], None
-    for index, qkv in enumerate(layout.split(_qkv(block, rows_RW))):
-        q, k, v = _heads(qkv, 3, block.attn.num_heads)
+    for index, qkv in enumerate(layout.split(qkv_RX)):
+        q, k, v = _heads(qkv, 3, heads)
         mixed.append(_attention(q, *_after(past, k, v), causal=True))
         if layout.prefixes and index == 0:
             past = (k, v)
@@ -110,12 +102,20 @@ def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
 
 
 def run_last_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
-    """Run the last such block for each sequence's last row, the one that is read from it.
+    """Run the last such block for the row of each sequence that is read from it.
 
     Returns:
         (sequences, W) in the layout's order, the prefixes left out.
     """
     W, heads = rows_RW.shape[1], block.attn.num_heads
+    if layout.ends is not None:
+        mixed_RW = _filled_attention(_qkv(block, rows_RW), heads, layout)[-1]
+        suffixes_CSW = layout.split(rows_RW)[-1]
+        # Not indexed: the gradient of a product is the same each time, and 0 and 1 leave every value as it is.
+        places = torch.arange(suffixes_CSW.shape[1], device=layout.ends.device)
+        end_CS1 = (layout.ends[:, None] == places)[:, :, None]
+        ends_CW, mixed_CW = ((rows * end_CS1).sum(1) for rows in (suffixes_CSW, mixed_RW.view_as(suffixes_CSW)))
+        return _rest(block, ends_CW, mixed_CW)
     keys_values = layout.split(_qkv(block, rows_RW, slice(W, None)))
     ends, past = [rows[:, -1] for rows in layout.split(rows_RW)], None
     if layout.prefixes:
@@ -133,6 +133,25 @@ def _qkv(block: Any, rows_RW: Tensor, part: slice = slice(None)) -> Tensor:
     """Return queries, keys and values side by side, or a part of them."""
     weight, bias = block.attn.in_proj_weight[part], block.attn.in_proj_bias[part]
     return F.linear(block.ln_1(rows_RW), weight, bias)
+
+
+def _filled_attention(qkv_RX: Tensor, heads: int, layout: Layout) -> list[Tensor]:
+    """Return what rows make of the rows that precede them, (R, W) of each group.
+
+    Every sequence is put together whole: one kernel then serves them all, and only the linear layers, which take
+    most of the time, see a prefix once.
+    """
+    if not layout.prefixes:
+        (sequences,) = layout.split(qkv_RX)
+        return [_self_attention(sequences, heads, causal=True)]
+    (prefixes, P), (_, S) = layout.groups
+    prefix_BPX, suffix_CSX = layout.split(qkv_RX)
+    suffix_BCSX = suffix_CSX.view(prefixes, -1, S, suffix_CSX.shape[2])
+    prefix_BCPX = prefix_BPX[:, None].expand(-1, suffix_BCSX.shape[1], -1, -1)
+    whole_CLX = torch.cat([prefix_BCPX, suffix_BCSX], 2).flatten(0, 1)
+    mixed_BCLW = _self_attention(whole_CLX, heads, causal=True).view(*suffix_BCSX.shape[:2], P + S, -1)
+    prefix_BCPW, suffix_BCSW = mixed_BCLW.split([P, S], 2)  # in the backward pass, one concatenation
+    return [prefix_BCPW[:, 0].flatten(0, 1), suffix_BCSW.flatten(0, 2)]
 
 
 def _after(past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +174,7 @@ def _rest(block: Any, rows_RW: Tensor, mixed_RW: Tensor) -> Tensor:
     return cast(Tensor, rows_RW + block.ls_2(block.mlp(normed_RW)))
 
 
-def _self_attention(qkv_BLX: Tensor, heads: int, *, causal: bool) -> Tensor:
+def _self_attention(qkv_BLX: Tensor, heads: int, *, causal: bool = False) -> Tensor:
     """Return what rows make of the rows of their sequence, heads side by side: (B * L, W).
 
     Args:

@@ -2,9 +2,10 @@
 
 With a mask a class, every image passes the tower once for every class, and one graph holds all B x C passes. But the
 loss needs only the B x C scores s: a first pass without gradients gives them, and with them dL/ds; a second pass
-repeats a chunk of (image, class) pairs at a time with gradients, and back-propagates sum(dL/ds * s) of the chunk.
-The noise of a pair is a function of seed, step and pair, so that both passes see the same masks. The gradients are
-those of one graph, up to the order of additions (tests/model/test_scoring.py).
+repeats a chunk of (image, class) pairs at a time with gradients, and back-propagates sum(dL/ds * s) of the chunk. The
+first chunk's graph is kept from the first pass: where one chunk holds all, there is no second pass. The noise of a
+pair is a function of seed, step and pair, so that both passes see the same masks. The gradients are those of one
+graph, up to the order of additions (tests/model/test_scoring.py).
 
 Most pairs hardly matter once a model knows anything: softmax gives them a probability near 0. ``tolerance`` leaves
 pairs with |dL/ds| below it out of the second pass, and says how much that leaves out. With candidates, only theirs
@@ -86,18 +87,20 @@ def _backward(
     """Add the gradients of a loss of many scores, whose graphs exist a part at a time; return the loss.
 
     Args:
-        parts: what ``scores`` is called with; of one there is one graph.
+        parts: what ``scores`` is called with, the first as large as any: its graph is kept, and not made twice.
         scores: part -> its scores, in single precision at least.
         loss_of: scores of all parts, in order -> the loss.
     """
-    if len(parts) == 1:
-        loss = loss_of([scores(parts[0])])
-        loss.backward()
-        return loss.detach()
+    first, *others = parts
     with torch.no_grad():
-        leaves = [scores(part) for part in parts]
-    loss = loss_of([leaf.requires_grad_() for leaf in leaves])
-    for part, slope in zip(parts, torch.autograd.grad(loss, leaves), strict=True):
+        leaves = [scores(part) for part in others]
+    graph = scores(first)
+    leaves = [leaf.requires_grad_() for leaf in (graph.detach(), *leaves)]
+    loss = loss_of(leaves)
+    slope, *slopes = torch.autograd.grad(loss, leaves)
+    graph.backward(slope)
+    del graph
+    for part, slope in zip(others, slopes, strict=True):
         give_back_memory(slope.device)
         scores(part).backward(slope)
     return loss.detach()

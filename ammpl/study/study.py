@@ -196,12 +196,8 @@ def _go_on(
 
 
 def _forks(options: Options, execute: Execute | None) -> bool:
-    """Whether workers will train on this machine's processors, and in Ray that this process starts.
-
-    On GPUs forks have not been tried: CUDA must not have been asked for anything before one.
-    """
-    has_gpus = any(Path("/dev").glob("nvidia[0-9]*"))
-    return execute is None and options.ray_address is None and not ray.is_initialized() and not has_gpus
+    """Whether workers will train on this machine, in Ray that this process starts."""
+    return execute is None and options.ray_address is None and not ray.is_initialized()
 
 
 class _Session:

@@ -198,14 +198,15 @@ def _sameness(case: Case, backbone: Backbone) -> Iterator[Record]:
     yield Record("gpu", f"{case}: step, the same bits against any", taken[True], taken[False], "ms")
 
 
-FEW, MANY = 37, 397
-"""Classes between which times are interpolated."""
+COUNTS = (37, 101, 397)
+"""Classes of which times are measured; in between, and below, they are on the nearest line."""
 
 
 def _hours(backbone: Backbone) -> Iterator[Record]:
     """Yield the hours of search_spaces/paper_fewshot.yaml, computed from measured times and the protocol's counts.
 
-    steps x (a + b x classes) + images of test and validations x (c + d x classes), without starts and decoding.
+    steps x (a + b x classes) + images of test and validations x (c + d x classes), piecewise, without starts and
+    decoding.
     """
     space = parse_ablation(yaml.safe_load(FEWSHOT.read_text()), FEWSHOT.name)
     times: dict[str, tuple[list[float], list[float]]] = {}
@@ -216,7 +217,7 @@ def _hours(backbone: Backbone) -> Iterator[Record]:
             values = {"model.mask.scope": config.model.mask.scope} if config.method == "ammpl" else {}
             cases = [
                 Case(config.method, classes, config.training.batch_size, values | BF16, pixels=True)
-                for classes in (FEW, MANY)
+                for classes in COUNTS
             ]
             learns = config.training.steps != 0
             times[cell.variant] = (
@@ -228,25 +229,25 @@ def _hours(backbone: Backbone) -> Iterator[Record]:
         steps = total_steps(config.training, sizes.classes * shots)
         validations = -(-steps // config.training.evaluate_every) if steps else 1
         images = validations * sizes.classes * min(shots, 4)
-        of_step, of_image = (_between(pair, sizes.classes) for pair in times[cell.variant])
+        of_step, of_image = (_between(measured, sizes.classes) for measured in times[cell.variant])
         training, testing = hours.setdefault(cell.variant, [0.0, 0.0])
         hours[cell.variant] = [
             training + (steps * of_step + images * of_image) / 3600,
             testing + sizes.test * of_image / 3600,
         ]
     for variant, (training, testing) in hours.items():
-        steps_ms, images_ms = ([f"{1000 * seconds:.3g}" for seconds in pair] for pair in times[variant])
-        note = (
-            f"a step {' and '.join(steps_ms)} ms, an image {' and '.join(images_ms)} ms, of {FEW} and {MANY} classes"
-        )
+        steps_ms, images_ms = (", ".join(f"{1000 * second:.3g}" for second in seconds) for seconds in times[variant])
+        note = f"a step {steps_ms} ms, an image {images_ms} ms, of {', '.join(map(str, COUNTS))} classes"
         yield Record("gpu", f"paper_fewshot, {variant}: training and validation", training, None, "h", note)
         yield Record("gpu", f"paper_fewshot, {variant}: tests", testing, None, "h")
         print(f"    {note}", flush=True)
     yield Record("gpu", "paper_fewshot: all", sum(map(sum, hours.values())), None, "h", "without starts")
 
 
-def _between(pair: list[float], classes: int) -> float:
-    return pair[0] + (pair[1] - pair[0]) * (classes - FEW) / (MANY - FEW)
+def _between(seconds: list[float], classes: int) -> float:
+    right = next((i for i, count in enumerate(COUNTS[1:-1], 1) if classes <= count), len(COUNTS) - 1)
+    slope = (seconds[right] - seconds[right - 1]) / (COUNTS[right] - COUNTS[right - 1])
+    return seconds[right] + slope * (classes - COUNTS[right])
 
 
 def _seconds_of_step(case: Case, backbone: Backbone) -> float:

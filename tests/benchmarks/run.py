@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[2])
 sys.path.insert(0, ROOT)
-os.environ["PYTHONPATH"] = ROOT  # for the workers that Ray starts
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))  # for Ray's workers
 
 from tests.benchmarks.record import Benchmark, Record  # noqa: E402  # the paths above must come first
 

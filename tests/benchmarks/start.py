@@ -60,7 +60,8 @@ def _start(root: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="ammpl-start-", ignore_cleanup_errors=True) as folder:
         marks = Path(folder) / "marks"
         marks.touch()
-        environment = {**os.environ, "PYTHONPATH": f"{root}:{MARKS}", "AMMPL_MARKS": str(marks)}
+        more = os.environ.get("PYTHONPATH", "").removeprefix(str(HERE))  # packages that are not installed here
+        environment = {**os.environ, "PYTHONPATH": f"{root}:{MARKS}:{more}", "AMMPL_MARKS": str(marks)}
         began = time.time()
         process = subprocess.Popen(
             [sys.executable, str(root / "tune.py"), "--trials", "2", "--quiet"],

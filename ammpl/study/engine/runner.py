@@ -29,6 +29,14 @@ from ammpl.study.views.writer_process import command
 CAN_FORK = hasattr(os, "pidfd_open")
 """Whether this system can tell a process of another one's end; else each worker imports for itself."""
 
+ENVIRONMENT = {
+    # Ray gives a trial one CPU; what a fork sets later, libraries do not read.
+    **dict.fromkeys(THREAD_VARIABLES, "1"),
+    # CUDA cannot be used in a fork of a process that has called it: whether there is a GPU is asked of NVML.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""Of the warm process, beside the driver's."""
+
 
 class Runner(Protocol):
     """Runs trials one after the other."""
@@ -181,8 +189,7 @@ def warm_process(wanted: bool) -> Iterator[str | None]:
                 stdin=subprocess.PIPE,  # it ends when this does
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # Ray gives a trial one CPU; what a fork sets later, libraries do not read.
-                env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")},
+                env=os.environ | ENVIRONMENT,
                 start_new_session=True,
             )
         try:
