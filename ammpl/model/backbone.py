@@ -96,6 +96,7 @@ class Backbone:
         self._run_block = run_block
         self.tf32 = False  # whether a GPU's products round their factors
         self._static_shapes: bool | None = None
+        self._token_ids: dict[str, list[int]] = {}  # a name is read again for every evaluation
 
     @property
     def device(self) -> torch.device:
@@ -231,6 +232,8 @@ class Backbone:
         Raises:
             UserError: the text is longer than the tower reads, or holds words the tower cannot read.
         """
+        if text in self._token_ids:
+            return list(self._token_ids[text])
         ids = self.tokenizer([text])[0].tolist()
         end = max(range(len(ids)), key=ids.__getitem__)
         if end == len(ids) - 1 and len(ids) == self.context_length:
@@ -238,7 +241,8 @@ class Backbone:
             raise UserError(
                 f"backbone {self.name}", f"a text may have {self.context_length - 2} tokens at most", got=text
             )
-        return cast(list[int], ids[1:end])
+        self._token_ids[text] = ids[1:end]
+        return list(self._token_ids[text])
 
     @property
     def start_and_end_ids(self) -> tuple[int, int]:

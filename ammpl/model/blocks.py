@@ -67,7 +67,7 @@ def run_block(block: Any, tokens_BLW: Tensor) -> Tensor:
     """Run one residual attention block in which a row attends to all rows of its sequence."""
     B, L, W = tokens_BLW.shape
     flat = tokens_BLW.reshape(B * L, W)
-    mixed = _self_attention(_qkv(block, flat).view(B, L, -1), block.attn.num_heads)
+    mixed = _self_attention(_qkv(block, flat), block.attn.num_heads, Layout(((B, L),)))
     return _rest(block, flat, mixed).view(B, L, W)
 
 
@@ -91,7 +91,7 @@ def run_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor:
     heads = block.attn.num_heads
     qkv_RX = _qkv(block, rows_RW)
     if layout.ends is not None:
-        return _rest(block, rows_RW, torch.cat(_filled_attention(qkv_RX, heads, layout)))
+        return _rest(block, rows_RW, _self_attention(qkv_RX, heads, layout, causal=True))
     mixed, past = [], None
     for index, qkv in enumerate(layout.split(qkv_RX)):
         q, k, v = _heads(qkv, 3, heads)
@@ -109,12 +109,11 @@ def run_last_causal_block(block: Any, rows_RW: Tensor, layout: Layout) -> Tensor
     """
     W, heads = rows_RW.shape[1], block.attn.num_heads
     if layout.ends is not None:
-        mixed_RW = _filled_attention(_qkv(block, rows_RW), heads, layout)[-1]
-        suffixes_CSW = layout.split(rows_RW)[-1]
+        mixed_RW = _self_attention(_qkv(block, rows_RW), heads, layout, causal=True)
         # Not indexed: the gradient of a product is the same each time, and 0 and 1 leave every value as it is.
-        places = torch.arange(suffixes_CSW.shape[1], device=layout.ends.device)
+        places = torch.arange(layout.groups[-1][1], device=layout.ends.device)
         end_CS1 = (layout.ends[:, None] == places)[:, :, None]
-        ends_CW, mixed_CW = ((rows * end_CS1).sum(1) for rows in (suffixes_CSW, mixed_RW.view_as(suffixes_CSW)))
+        ends_CW, mixed_CW = ((layout.split(rows)[-1] * end_CS1).sum(1) for rows in (rows_RW, mixed_RW))
         return _rest(block, ends_CW, mixed_CW)
     keys_values = layout.split(_qkv(block, rows_RW, slice(W, None)))
     ends, past = [rows[:, -1] for rows in layout.split(rows_RW)], None
@@ -133,25 +132,6 @@ def _qkv(block: Any, rows_RW: Tensor, part: slice = slice(None)) -> Tensor:
     """Return queries, keys and values side by side, or a part of them."""
     weight, bias = block.attn.in_proj_weight[part], block.attn.in_proj_bias[part]
     return F.linear(block.ln_1(rows_RW), weight, bias)
-
-
-def _filled_attention(qkv_RX: Tensor, heads: int, layout: Layout) -> list[Tensor]:
-    """Return what rows make of the rows that precede them, (R, W) of each group.
-
-    Every sequence is put together whole: one kernel then serves them all, and only the linear layers, which take
-    most of the time, see a prefix once.
-    """
-    if not layout.prefixes:
-        (sequences,) = layout.split(qkv_RX)
-        return [_self_attention(sequences, heads, causal=True)]
-    (prefixes, P), (_, S) = layout.groups
-    prefix_BPX, suffix_CSX = layout.split(qkv_RX)
-    suffix_BCSX = suffix_CSX.view(prefixes, -1, S, suffix_CSX.shape[2])
-    prefix_BCPX = prefix_BPX[:, None].expand(-1, suffix_BCSX.shape[1], -1, -1)
-    whole_CLX = torch.cat([prefix_BCPX, suffix_BCSX], 2).flatten(0, 1)
-    mixed_BCLW = _self_attention(whole_CLX, heads, causal=True).view(*suffix_BCSX.shape[:2], P + S, -1)
-    prefix_BCPW, suffix_BCSW = mixed_BCLW.split([P, S], 2)  # in the backward pass, one concatenation
-    return [prefix_BCPW[:, 0].flatten(0, 1), suffix_BCSW.flatten(0, 2)]
 
 
 def _after(past: tuple[Tensor, ...] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,19 +154,29 @@ def _rest(block: Any, rows_RW: Tensor, mixed_RW: Tensor) -> Tensor:
     return cast(Tensor, rows_RW + block.ls_2(block.mlp(normed_RW)))
 
 
-def _self_attention(qkv_BLX: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """Return what rows make of the rows of their sequence, heads side by side: (B * L, W).
+def _self_attention(qkv_RX: Tensor, heads: int, layout: Layout, *, causal: bool = False) -> Tensor:
+    """Return what rows make of the rows of their sequence, heads side by side: (R, W).
 
     Args:
-        qkv_BLX: queries, keys and values side by side.
+        qkv_RX: queries, keys and values side by side.
         heads: H.
+        layout: of sequences of one length, with prefixes or without.
         causal: whether a row attends to itself and what precedes it; else to all.
     """
-    _, L, X = qkv_BLX.shape
-    if fused.serves(qkv_BLX) and L <= fused.LONGEST and 3 * heads * fused.HEAD_WIDTH == X:
-        mixed_BLW: Tensor = fused.Attention.apply(qkv_BLX, heads, causal)
-        return mixed_BLW.flatten(0, 1)
-    return _attention(*_heads(qkv_BLX, 3, heads), causal=causal)
+    X, prefixes = qkv_RX.shape[1], layout.prefixes
+    (_, S), P = layout.groups[-1], layout.groups[0][1] if prefixes else 0
+    if fused.serves(qkv_RX) and P + S <= fused.LONGEST and 3 * heads * fused.HEAD_WIDTH == X:
+        return cast(Tensor, fused.Attention.apply(qkv_RX, heads, P + S, prefixes, P, causal))
+    if not prefixes:
+        return _attention(*_heads(qkv_RX.view(-1, S, X), 3, heads), causal=causal)
+    # Every sequence is put together whole.
+    prefix_BPX, suffix_CSX = layout.split(qkv_RX)
+    suffix_BCSX = suffix_CSX.view(prefixes, -1, S, X)
+    prefix_BCPX = prefix_BPX[:, None].expand(-1, suffix_BCSX.shape[1], -1, -1)
+    whole_CLX = torch.cat([prefix_BCPX, suffix_BCSX], 2).flatten(0, 1)
+    mixed_BCLW = _attention(*_heads(whole_CLX, 3, heads), causal=causal).view(*suffix_BCSX.shape[:2], P + S, -1)
+    prefix_BCPW, suffix_BCSW = mixed_BCLW.split([P, S], 2)
+    return torch.cat([prefix_BCPW[:, 0].flatten(0, 1), suffix_BCSW.flatten(0, 2)])
 
 
 def _heads(rows_BLX: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

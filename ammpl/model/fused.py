@@ -30,32 +30,49 @@ def serves(tensor: Tensor) -> bool:
 
 
 class Attention(torch.autograd.Function):
-    """Self-attention of rows (B, L, X), queries, keys and values side by side, to (B, L, W)."""
+    """Self-attention of rows (R, X), queries, keys and values side by side, to (R, W)."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_BLX: Tensor, heads: int, causal: bool) -> Tensor:
-        """Let each row attend to all of its sequence, or with ``causal`` to itself and what precedes it."""
+    def forward(
+        ctx: Any, qkv_RX: Tensor, heads: int, length: int, prefixes: int, prefix_length: int, causal: bool
+    ) -> Tensor:
+        """Let each row attend to all of its sequence, or with ``causal`` to itself and what precedes it.
+
+        Args:
+            ctx: what the backward pass reads.
+            qkv_RX: the prefixes' rows first, if there are any; then the other rows of each sequence.
+            heads: H.
+            length: L, rows of a whole sequence.
+            prefixes: how many; as many sequences go on from each.
+            prefix_length: P, rows of each.
+            causal: see there.
+        """
         from ammpl.model import kernels  # imports Triton, which not every machine has
 
-        B, L, X = qkv_BLX.shape
-        qkv_BLX = qkv_BLX.contiguous()
-        out_BLW = qkv_BLX.new_empty(B, L, X // 3)
-        logsumexp_BHL = qkv_BLX.new_empty(B, heads, L, dtype=torch.float32)
-        kernels.attend(qkv_BLX, out_BLW, logsumexp_BHL, causal=causal)
-        ctx.save_for_backward(qkv_BLX, out_BLW, logsumexp_BHL)
-        ctx.causal = causal
-        return out_BLW
+        R, X = qkv_RX.shape
+        sequences = (R - prefixes * prefix_length) // (length - prefix_length)
+        qkv_RX = qkv_RX.contiguous()
+        out_RW = qkv_RX.new_empty(R, X // 3)
+        logsumexp_BHL = qkv_RX.new_empty(sequences, heads, length, dtype=torch.float32)
+        kernels.attend(qkv_RX, out_RW, logsumexp_BHL, prefixes, prefix_length, causal=causal)
+        ctx.save_for_backward(qkv_RX, out_RW, logsumexp_BHL)
+        ctx.prefixes, ctx.prefix_length, ctx.causal = prefixes, prefix_length, causal
+        return out_RW
 
     @staticmethod
-    def backward(ctx: Any, d_out_BLW: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, d_out_RW: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """Return the gradient of queries, keys and values."""
         from ammpl.model import kernels
 
-        qkv_BLX, out_BLW, logsumexp_BHL = ctx.saved_tensors
-        d_qkv_BLX = torch.empty_like(qkv_BLX)
-        values = (qkv_BLX, out_BLW, d_out_BLW.contiguous(), logsumexp_BHL)
-        kernels.attend_backward(*values, d_qkv_BLX, causal=ctx.causal)
-        return d_qkv_BLX, None, None
+        qkv_RX, out_RW, logsumexp_BHL = ctx.saved_tensors
+        d_qkv_RX = torch.empty_like(qkv_RX)
+        d_prefix_BPX = qkv_RX.new_empty(len(logsumexp_BHL), ctx.prefix_length, qkv_RX.shape[1])
+        values = (qkv_RX, out_RW, d_out_RW.contiguous(), logsumexp_BHL)
+        kernels.attend_backward(*values, d_qkv_RX, d_prefix_BPX, ctx.prefixes, causal=ctx.causal)
+        if ctx.prefixes:  # their rows are the first
+            P, X = d_prefix_BPX.shape[1:]
+            d_qkv_RX[: ctx.prefixes * P] = d_prefix_BPX.view(ctx.prefixes, -1, P, X).sum(1).flatten(0, 1)
+        return d_qkv_RX, None, None, None, None, None
 
 
 class AddNorm(torch.autograd.Function):
@@ -90,11 +107,11 @@ class AddNorm(torch.autograd.Function):
 @cache
 def works() -> bool:
     """Return whether Triton can build the kernels for this GPU; say it once where it cannot."""
-    rows = torch.zeros(2, 16, 3 * HEAD_WIDTH, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    rows = torch.zeros(32, 3 * HEAD_WIDTH, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     try:
         with torch.enable_grad():
-            mixed = Attention.apply(rows, 1, False).flatten(0, 1)
-            sum(AddNorm.apply(mixed, mixed, rows[0, 0, :64], rows[0, 0, :64], 1e-5)).sum().backward()
+            mixed = Attention.apply(rows, 1, 16, 0, 0, False)
+            sum(AddNorm.apply(mixed, mixed, rows[0, :64], rows[0, :64], 1e-5)).sum().backward()
     except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:  # no Triton, no C compiler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"the towers run without Triton kernels, slower: {reason}", stacklevel=2)

@@ -2,7 +2,8 @@
 
 Attention: a program has one head of one sequence: all of its queries at a time, a block of its keys after the other.
 So the gradient of a query is a sum that one program makes in one order, the same each time, and nothing is written
-twice. Norms: a program has one row.
+twice. Sequences may go on from prefixes that they share, whose rows stand before all others: each sequence has a
+gradient of its prefix, to be added up. Norms: a program has one row.
 
 Apart from where they are used, since importing this module imports Triton.
 """
@@ -18,24 +19,44 @@ KEYS = 64
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _place(sequence, row, length, prefix, sharing, prefixes, PREFIXED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return where rows of a sequence stand, (rows, 1)."""
+    place = sequence.to(tl.int64) * length + row
+    if PREFIXED:
+        after = prefixes * prefix + place - (sequence + 1) * prefix
+        place = tl.where(row < prefix, sequence // sharing * prefix + row, after)
+    return place[:, None]
+
+
+@triton.jit
+def _is_own(sequence, row, prefix, sharing):  # type: ignore[no-untyped-def]
+    """Return which rows a sequence writes, (rows, 1): those of a prefix, its first sequence."""
+    return ((row >= prefix) | (sequence % sharing == 0))[:, None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     qkv,
     out,
     logsumexp,
     length,
+    prefix,
+    sharing,
+    prefixes,
     scale,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    PREFIXED: tl.constexpr,
 ):
     LOG2E: tl.constexpr = 1.4426950408889634
     sequence = tl.program_id(0) // HEADS
     column = tl.program_id(0) % HEADS * WIDTH + tl.arange(0, WIDTH)[None, :]
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = row[:, None] < length
-    place = (sequence.to(tl.int64) * length + row)[:, None]
+    place = _place(sequence, row, length, prefix, sharing, prefixes, PREFIXED)
     wide = HEADS * WIDTH  # of a row of out; those of qkv are queries, keys and values side by side
     q = tl.load(qkv + place * (3 * wide) + column, mask=inside, other=0.0)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
@@ -43,7 +64,7 @@ def _attend(  # type: ignore[no-untyped-def]
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in range(0, length, KEYS):
         key = first + tl.arange(0, KEYS)
-        key_place = (sequence.to(tl.int64) * length + key)[:, None] * (3 * wide) + column
+        key_place = _place(sequence, key, length, prefix, sharing, prefixes, PREFIXED) * (3 * wide) + column
         k = tl.load(qkv + key_place + wide, mask=key[:, None] < length, other=0.0)
         v = tl.load(qkv + key_place + 2 * wide, mask=key[:, None] < length, other=0.0)
         seen = key[None, :] < length
@@ -56,7 +77,8 @@ def _attend(  # type: ignore[no-untyped-def]
         total = total * shrink + tl.sum(p, 1)
         mixed = mixed * shrink[:, None] + tl.dot(p.to(q.dtype), v)
         largest = larger
-    tl.store(out + place * wide + column, (mixed / total[:, None]).to(q.dtype), mask=inside)
+    own = inside & _is_own(sequence, row, prefix, sharing)
+    tl.store(out + place * wide + column, (mixed / total[:, None]).to(q.dtype), mask=own)
     tl.store(logsumexp + tl.program_id(0) * length + row, (largest + tl.log2(total)) / LOG2E, mask=row < length)
 
 
@@ -67,23 +89,29 @@ def _attend_backward(  # type: ignore[no-untyped-def]
     d_out,
     logsumexp,
     d_qkv,
+    d_prefix,
     length,
+    prefix,
+    sharing,
+    prefixes,
     scale,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    PREFIXED: tl.constexpr,
 ):
     LOG2E: tl.constexpr = 1.4426950408889634
     sequence = tl.program_id(0) // HEADS
     column = tl.program_id(0) % HEADS * WIDTH + tl.arange(0, WIDTH)[None, :]
     row = tl.arange(0, ROWS)
     inside = row[:, None] < length
-    place = (sequence.to(tl.int64) * length + row)[:, None]
+    place = _place(sequence, row, length, prefix, sharing, prefixes, PREFIXED)
     wide = HEADS * WIDTH
     q = tl.load(qkv + place * (3 * wide) + column, mask=inside, other=0.0)
-    grad = tl.load(d_out + place * wide + column, mask=inside, other=0.0)
+    own = inside & _is_own(sequence, row, prefix, sharing)
+    grad = tl.load(d_out + place * wide + column, mask=own, other=0.0)
     mixed = tl.load(out + place * wide + column, mask=inside, other=0.0)
     mean = tl.sum(mixed.to(tl.float32) * grad.to(tl.float32), 1)
     normalizer = tl.load(logsumexp + tl.program_id(0) * length + row, mask=row < length, other=0.0) * LOG2E
@@ -91,7 +119,7 @@ def _attend_backward(  # type: ignore[no-untyped-def]
     for first in range(0, length, KEYS):
         key = first + tl.arange(0, KEYS)
         there = key[:, None] < length
-        key_place = (sequence.to(tl.int64) * length + key)[:, None] * (3 * wide) + column
+        key_place = _place(sequence, key, length, prefix, sharing, prefixes, PREFIXED) * (3 * wide) + column
         k = tl.load(qkv + key_place + wide, mask=there, other=0.0)
         v = tl.load(qkv + key_place + 2 * wide, mask=there, other=0.0)
         score = tl.dot(q, tl.trans(k)) * (scale * LOG2E)
@@ -104,9 +132,18 @@ def _attend_backward(  # type: ignore[no-untyped-def]
         ds = (p * (dp - mean[:, None])).to(q.dtype)
         dk = tl.dot(tl.trans(ds), q) * scale
         dq += tl.dot(ds, k)
-        tl.store(d_qkv + key_place + wide, dk.to(q.dtype), mask=there)
-        tl.store(d_qkv + key_place + 2 * wide, dv.to(q.dtype), mask=there)
-    tl.store(d_qkv + place * (3 * wide) + column, (dq * scale).to(q.dtype), mask=inside)
+        shared = key[:, None] < prefix
+        tl.store(d_qkv + key_place + wide, dk.to(q.dtype), mask=there & ~shared)
+        tl.store(d_qkv + key_place + 2 * wide, dv.to(q.dtype), mask=there & ~shared)
+        if PREFIXED:
+            of_prefix = (sequence.to(tl.int64) * prefix + key)[:, None] * (3 * wide) + column
+            tl.store(d_prefix + of_prefix + wide, dk.to(q.dtype), mask=shared)
+            tl.store(d_prefix + of_prefix + 2 * wide, dv.to(q.dtype), mask=shared)
+    shared = row[:, None] < prefix
+    tl.store(d_qkv + place * (3 * wide) + column, (dq * scale).to(q.dtype), mask=inside & ~shared)
+    if PREFIXED:
+        of_prefix = (sequence.to(tl.int64) * prefix + row)[:, None] * (3 * wide) + column
+        tl.store(d_prefix + of_prefix, (dq * scale).to(q.dtype), mask=shared)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -148,40 +185,57 @@ def _add_norm_backward(  # type: ignore[no-untyped-def]
     tl.store(d_both + place, (direct + through).to(total.dtype.element_ty), mask=inside)
 
 
-def attend(qkv_BLX: Tensor, out_BLW: Tensor, logsumexp_BHL: Tensor, *, causal: bool) -> None:
+def attend(
+    qkv_RX: Tensor, out_RW: Tensor, logsumexp_BHL: Tensor, prefixes: int, prefix_length: int, *, causal: bool
+) -> None:
     """Write what rows make of the rows that they attend to.
 
     Args:
-        qkv_BLX: queries, keys and values side by side; X is 3 W.
-        out_BLW: where the result goes, heads side by side.
-        logsumexp_BHL: where that of each query's scaled scores goes.
-        causal: whether a query sees itself and what precedes it; else all.
+        qkv_RX: queries, keys and values side by side, the prefixes' rows first; X is 3 W.
+        out_RW: where the result goes, heads side by side.
+        logsumexp_BHL: where that of each query's scaled scores goes, of whole sequences.
+        prefixes: how many there are, each of as many sequences; 0 where each stands alone.
+        prefix_length: rows of each.
+        causal: whether a query sees itself and what precedes it; else all. Prefixes need it.
     """
     B, H, L = logsumexp_BHL.shape
-    E, keys, rows = out_BLW.shape[-1] // H, min(KEYS, _power(L)), min(128, _power(L))
+    E, keys, rows = out_RW.shape[1] // H, min(KEYS, _power(L)), min(128, _power(L))
     grid, warps = (B * H, triton.cdiv(L, rows)), 4 if rows <= 64 else 8
-    _attend[grid](qkv_BLX, out_BLW, logsumexp_BHL, L, E**-0.5, H, E, rows, keys, causal, num_warps=warps)
+    places = (L, prefix_length, B // max(prefixes, 1), prefixes)
+    constants = (H, E, rows, keys, causal, prefixes > 0)
+    _attend[grid](qkv_RX, out_RW, logsumexp_BHL, *places, E**-0.5, *constants, num_warps=warps)
 
 
 def attend_backward(
-    qkv_BLX: Tensor, out_BLW: Tensor, d_out_BLW: Tensor, logsumexp_BHL: Tensor, d_qkv_BLX: Tensor, *, causal: bool
+    qkv_RX: Tensor,
+    out_RW: Tensor,
+    d_out_RW: Tensor,
+    logsumexp_BHL: Tensor,
+    d_qkv_RX: Tensor,
+    d_prefix_BPX: Tensor,
+    prefixes: int,
+    *,
+    causal: bool,
 ) -> None:
     """Write the gradient of queries, keys and values, which stand side by side.
 
     Args:
-        qkv_BLX: what :func:`attend` read.
-        out_BLW: what it wrote.
-        d_out_BLW: the gradient of that.
+        qkv_RX: what :func:`attend` read.
+        out_RW: what it wrote.
+        d_out_RW: the gradient of that.
         logsumexp_BHL: what it wrote.
-        d_qkv_BLX: where the gradient goes.
+        d_qkv_RX: where the gradient goes, but the prefixes'.
+        d_prefix_BPX: where each sequence's part of its prefix's gradient goes.
+        prefixes: as there.
         causal: as there.
     """
     B, H, L = logsumexp_BHL.shape
-    E, rows = out_BLW.shape[-1] // H, _power(L)
-    tensors = (qkv_BLX, out_BLW, d_out_BLW, logsumexp_BHL, d_qkv_BLX)
+    E, rows = out_RW.shape[1] // H, _power(L)
+    tensors = (qkv_RX, out_RW, d_out_RW, logsumexp_BHL, d_qkv_RX, d_prefix_BPX)
+    places = (L, d_prefix_BPX.shape[1], B // max(prefixes, 1), prefixes)
     warps = 8 if rows > 64 else 4
     _attend_backward[(B * H,)](
-        *tensors, L, E**-0.5, H, E, rows, min(KEYS, rows), causal, num_warps=warps, num_stages=1
+        *tensors, *places, E**-0.5, H, E, rows, min(KEYS, rows), causal, prefixes > 0, num_warps=warps, num_stages=1
     )
 
 

@@ -21,7 +21,7 @@ from statistics import median
 
 from tests.benchmarks.record import Record
 
-REPEATS = 3
+REPEATS = int(os.environ.get("AMMPL_START_REPEATS", "3"))
 HERE = Path(__file__).resolve().parents[2]
 MARKS = HERE / "tests" / "benchmarks" / "start_marks"
 LONGEST = 120.0  # seconds of a start
@@ -45,6 +45,7 @@ def benchmark() -> Iterator[Record]:
     for turn in range(REPEATS + 1):
         for side, root in sides.items():
             times = _start(root)
+            print(f"    {side}: {times['command to the first step']:.1f} s", flush=True)
             if turn:  # the first one fills the cache of files
                 taken[side].append(times)
     for case in ("command to the first step", *PHASES):

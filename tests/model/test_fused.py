@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ammpl.model import blocks, fused
-from ammpl.model.fused import AddNorm, Attention
+from ammpl.model.blocks import Layout
+from ammpl.model.fused import AddNorm
 
 LENGTHS = (3, 17, 50, 77, 197, 256)
 
@@ -26,6 +29,8 @@ def test_the_kernels_equal_plain_operations(tmp_path):
         "for length in (3, 16, 40, 197):\n"
         "    for causal in (False, True):\n"
         "        compare_attention(length, causal, cpu, torch.float32, 1e-5)\n"
+        "for prefix, length in ((3, 5), (17, 11), (60, 17), (64, 64)):\n"
+        "    compare_prefixes(prefix, length, cpu, torch.float32, 1e-5)\n"
         "compare_norm(cpu, torch.float32, 1e-5)\n"
     )
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -35,14 +40,29 @@ def test_the_kernels_equal_plain_operations(tmp_path):
 
 def compare_attention(length: int, causal: bool, device: torch.device, dtype: torch.dtype, most: float) -> None:
     """Hold attention of two sequences with two heads against PyTorch's in single precision."""
-    generator = torch.Generator().manual_seed(length)
-    qkv = torch.randn(2, length, 3 * 128, generator=generator).to(device, dtype)
-    d_out = torch.randn(2, length, 128, generator=generator).to(device, dtype)
+    compare_layout(Layout(((2, length),)), causal, device, dtype, most)
 
-    def plain(leaf: torch.Tensor) -> torch.Tensor:
-        return blocks._attention(*blocks._heads(leaf, 3, 2), causal=causal).view(2, length, 128)
 
-    compare(lambda leaf: Attention.apply(leaf, 2, causal), plain, [qkv], [d_out], most)
+def compare_prefixes(prefix: int, length: int, device: torch.device, dtype: torch.dtype, most: float) -> None:
+    """Hold attention of three sequences after each of two prefixes against PyTorch's in single precision."""
+    compare_layout(Layout(((2, prefix), (6, length)), prefixes=2), True, device, dtype, most)
+
+
+def compare_layout(layout: Layout, causal: bool, device: torch.device, dtype: torch.dtype, most: float) -> None:
+    """Hold attention with two heads against PyTorch's in single precision."""
+    rows = sum(count * length for count, length in layout.groups)
+    generator = torch.Generator().manual_seed(rows)
+    qkv = torch.randn(rows, 3 * 128, generator=generator).to(device, dtype)
+    d_out = torch.randn(rows, 128, generator=generator).to(device, dtype)
+
+    def attend(served: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        def attention(leaf: torch.Tensor) -> torch.Tensor:
+            with mock.patch.object(fused, "serves", lambda tensor: served):
+                return blocks._self_attention(leaf, 2, layout, causal=causal)
+
+        return attention
+
+    compare(attend(True), attend(False), [qkv], [d_out], most)
 
 
 def compare_norm(device: torch.device, dtype: torch.dtype, most: float) -> None:
@@ -85,6 +105,13 @@ def compare(ours, plain, inputs, gradients, most):
 def test_on_a_gpu_attention_in_bf16_is_that_of_fp32_the_same_each_time(length, causal):
     assert fused.works()
     compare_attention(length, causal, torch.device("cuda"), torch.bfloat16, 0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("prefix", "length"), [(3, 5), (17, 11), (60, 17), (64, 64)])
+def test_on_a_gpu_attention_after_prefixes_in_bf16_is_that_of_fp32_the_same_each_time(prefix, length):
+    assert fused.works()
+    compare_prefixes(prefix, length, torch.device("cuda"), torch.bfloat16, 0.01)
 
 
 @pytest.mark.gpu
