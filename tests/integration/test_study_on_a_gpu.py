@@ -60,5 +60,4 @@ def test_a_study_is_the_same_again_and_after_a_kill_and_so_is_each_trial(tmp_pat
     again = told("rerun", tmp_path / "whole", "--output", tmp_path / "again", *alone)
     assert "identical" in again and "different" not in again
     assert values(tmp_path / "again") == expected
-    for trial in ("0", "confirm-coop-r2", "test-coop-r2"):
-        assert "match" in told("rerun-trial", tmp_path / "whole", trial)
+    assert "match" in told("rerun-trial", tmp_path / "whole", "test-coop-r2")
