@@ -7,7 +7,8 @@ text without a traceback and ends with exit code 2. Every other exception is a b
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -55,9 +56,18 @@ def _rebuild(text: str) -> UserError:
     return UserError(where, rule)
 
 
+def together(errors: Sequence[UserError]) -> UserError:
+    """Return one error that tells all of several, a line each, so that they can be mended in one round."""
+    return errors[0] if len(errors) == 1 else _rebuild("\n".join(dict.fromkeys(map(str, errors))))
+
+
 def reason_of(error: BaseException, width: int = 200) -> str:
-    """Return an error's text on one line, without secrets in addresses; its type's name where it has none."""
-    return redacted(" ".join(str(error).split()))[:width] or type(error).__name__
+    """Return an error's text on one line, the same in every run; its type's name where it has none.
+
+    Secrets in addresses are left out, and where in memory an object is.
+    """
+    text = re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"<\1>", " ".join(str(error).split()))
+    return redacted(text)[:width] or type(error).__name__
 
 
 def shorten(value: Any, width: int = 80) -> str:

@@ -59,6 +59,7 @@ class DataConfig(Section):
         augmentation: of training images: ``crop_and_mirror`` (the CoOp family's) or ``none``; None takes the data
             set's own: the former for photographs, the latter for the embedded digits.
         skip_broken: leave out pictures that cannot be read, rather than stop.
+        duplicates: whether to ``warn``, or to ``refuse``, where one picture is in two of the three lists.
     """
 
     name: str = "digits"
@@ -69,6 +70,7 @@ class DataConfig(Section):
     targets: str | None = Field(None, min_length=1)
     augmentation: Literal["crop_and_mirror", "none"] | None = None
     skip_broken: bool = False
+    duplicates: Literal["warn", "refuse"] = "warn"
 
     @property
     def transfers(self) -> bool:

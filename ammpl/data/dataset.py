@@ -140,6 +140,9 @@ class Pictures(Protocol):
     def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
         """Return what a person should know of opened pictures: which are left out, which look otherwise than meant."""
 
+    def contents(self, transform: ImageTransform, *, originals: bool = False) -> dict[str, str]:
+        """Return a path for each content of opened pictures, by a digest of the file; none of those in memory."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -210,3 +213,7 @@ class MemoryPictures:
     def notes(self, transform: ImageTransform, *, originals: bool = False) -> list[str]:
         """Return nothing: these are as they were meant."""
         return []
+
+    def contents(self, transform: ImageTransform, *, originals: bool = False) -> dict[str, str]:
+        """Return nothing: these have no files."""
+        return {}

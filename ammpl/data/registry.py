@@ -70,6 +70,7 @@ def _own(path: Path, home: DataHome, skip_broken: bool) -> Dataset:
         f"{path}",
         Store(home.store),
         skip_broken=skip_broken,
+        published=False,
         warnings=own.warnings,
     )
 

@@ -7,7 +7,8 @@ when whole: whoever finds the file can trust it, and a build that dies leaves no
 process build while the others wait. Equal content gives equal bytes.
 
 A picture that cannot be read has a row too, with the reason in ``problem`` and nothing else: so that positions are
-those of the list, and a person can be told of all of them at once.
+those of the list, and a person can be told of all of them at once. ``content`` is a digest of the file's bytes, by
+which one picture in two lists is found.
 """
 
 from __future__ import annotations
@@ -33,18 +34,16 @@ from PIL import Image
 from torch import Tensor
 
 from ammpl.data.dataset import Originals, Progress
+from ammpl.data.decoding import decode, remark, stand_in
 from ammpl.data.transform import ImageTransform
-from ammpl.errors import UserError
+from ammpl.errors import UserError, reason_of
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when files of before can no longer be read."""
 ROWS = 32
 """Pictures a record batch; a build holds two batches in memory."""
 LONGEST_SIDE = 50
 """Times the shorter side. Resizing the shorter side of a thread-like picture would take gigabytes."""
-
-# Of PIL, on metadata and palettes; what cannot be read raises. Once, since filters are not kept by thread.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class Store:
         paths: Sequence[str],
         form: ImageTransform | None,
         progress: Progress | None = None,
+        *,
+        published: bool = True,
     ) -> Prepared:
         """Open a list of pictures, preparing it first if it is not there in this form.
 
@@ -73,12 +74,13 @@ class Store:
             paths: of the pictures, in the list's order.
             form: the transform of the pixels; None keeps the originals.
             progress: told as pictures are prepared.
+            published: how they are decoded, see :func:`ammpl.data.decoding.decode`.
 
         Raises:
             UserError: the store cannot be written.
         """
         form_name = "originals" if form is None else f"{form}"
-        key = fingerprint(root, paths, form)
+        key = fingerprint(root, paths, form, published)
         # Two data roots may hold a data set of one name; each keeps its own files.
         place = self.folder / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
         path = place / f"{form_name}.{key[:16]}.arrow"
@@ -89,7 +91,7 @@ class Store:
                 with FileLock(place / "lock"):
                     prepared = _opened(path, len(paths))  # another process may have been faster
                     if prepared is None:
-                        _build(path, root, paths, form, progress)
+                        _build(path, root, paths, form, progress, published)
                         prepared = _opened(path, len(paths))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -100,13 +102,14 @@ class Store:
         return prepared
 
 
-def fingerprint(root: Path, paths: Sequence[str], form: ImageTransform | None) -> str:
+def fingerprint(root: Path, paths: Sequence[str], form: ImageTransform | None, published: bool = True) -> str:
     """Return the SHA-256 of all that decides a file's content.
 
     The pictures count by path, size and time of change, not by their bytes: reading a large data set at every start
     would take minutes. A picture that is not there counts as such.
     """
-    digest = hashlib.sha256(f"format {FORMAT}, {form}, Pillow {PIL.__version__}".encode())
+    way = "as published" if published else "as meant"
+    digest = hashlib.sha256(f"format {FORMAT}, {form}, {way}, Pillow {PIL.__version__}".encode())
     if form is not None:
         digest.update(f", torchvision {torchvision.__version__}".encode())
     for path in paths:
@@ -185,10 +188,12 @@ class StoredOriginals(Originals):
     Args:
         prepared: a file of the form ``originals``.
         transform: of the backbone.
+        published: how they are decoded.
     """
 
-    def __init__(self, prepared: Prepared, transform: ImageTransform):
+    def __init__(self, prepared: Prepared, transform: ImageTransform, *, published: bool = True):
         super().__init__(transform)
+        self._published = published
         self._encoded = [batch.column("original") for batch in prepared.batches]
         self._heights, self._widths = prepared.values("height"), prepared.values("width")
 
@@ -198,24 +203,11 @@ class StoredOriginals(Originals):
     def picture(self, position: int) -> Image.Image:
         """Decode one picture, RGB."""
         buffer = self._encoded[position // ROWS][position % ROWS].as_buffer()
-        return decode(io.BytesIO(buffer))
+        return decode(io.BytesIO(buffer), published=self._published)
 
     def size(self, position: int) -> tuple[int, int]:
         """Return (height, width) of a picture, in pixels."""
         return self._heights[position], self._widths[position]
-
-
-def decode(file: Any) -> Image.Image:
-    """Open a picture file and convert it to RGB, as PIL does it and published code with it.
-
-    The orientation that a camera noted (EXIF) is not applied, alpha is dropped, 16-bit grey is cut to 8 bits:
-    published numbers were made that way.
-
-    Raises:
-        OSError: and other errors of PIL: it is not a picture, or not a whole one.
-    """
-    with Image.open(file) as picture:
-        return picture.convert("RGB")
 
 
 def _opened(path: Path, count: int) -> Prepared | None:
@@ -231,7 +223,7 @@ def _opened(path: Path, count: int) -> Prepared | None:
 
 
 def _schema(form: ImageTransform | None) -> pa.Schema:
-    common = [pa.field("problem", pa.string()), pa.field("remark", pa.string())]
+    common = [pa.field(name, pa.string()) for name in ("problem", "remark", "content")]
     if form is not None:
         return pa.schema([pa.field("pixels", pa.binary(3 * form.size**2)), *common])
     return pa.schema(
@@ -245,7 +237,12 @@ def _schema(form: ImageTransform | None) -> pa.Schema:
 
 
 def _build(
-    path: Path, root: Path, paths: Sequence[str], form: ImageTransform | None, progress: Progress | None
+    path: Path,
+    root: Path,
+    paths: Sequence[str],
+    form: ImageTransform | None,
+    progress: Progress | None,
+    published: bool,
 ) -> None:
     """Write a file; it appears whole or not at all."""
     form_name = path.name.split(".")[0]
@@ -254,7 +251,7 @@ def _build(
     try:
         with draft.open("wb") as file, ThreadPoolExecutor(cpus()) as threads:
             with pa.ipc.new_file(file, schema) as writer:
-                for rows in _rows(root, paths, form, threads):
+                for rows in _rows(root, paths, form, published, threads):
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                     if progress is not None:
                         progress(len(rows))
@@ -270,12 +267,12 @@ def _build(
 
 
 def _rows(
-    root: Path, paths: Sequence[str], form: ImageTransform | None, threads: ThreadPoolExecutor
+    root: Path, paths: Sequence[str], form: ImageTransform | None, published: bool, threads: ThreadPoolExecutor
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of each record batch; the next one is being made meanwhile."""
 
     def start(first: int) -> Iterator[dict[str, Any]]:
-        return threads.map(lambda path: _row(root / path, form), paths[first : first + ROWS])
+        return threads.map(lambda path: _row(root / path, form, published), paths[first : first + ROWS])
 
     ahead = start(0)
     for first in range(0, len(paths), ROWS):
@@ -283,7 +280,7 @@ def _rows(
         yield list(batch)
 
 
-def _row(path: Path, form: ImageTransform | None) -> dict[str, Any]:
+def _row(path: Path, form: ImageTransform | None, published: bool) -> dict[str, Any]:
     """Read one picture.
 
     Raises:
@@ -300,34 +297,30 @@ def _row(path: Path, form: ImageTransform | None) -> dict[str, Any]:
     if not original:
         return _broken(form, "the file is empty")
     try:
-        picture = decode(io.BytesIO(original))
+        picture = decode(io.BytesIO(original), published=published)
     except Exception as error:  # PIL raises whatever its plugins run into
-        return _broken(form, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return _broken(form, _problem(original, error))
     if max(picture.size) > LONGEST_SIDE * min(picture.size):
         return _broken(form, f"{picture.width}x{picture.height} pixels: over {LONGEST_SIDE} times as long as wide")
-    row: dict[str, Any] = {"problem": None, "remark": _remark(original)}
+    content = hashlib.sha256(original).hexdigest()[:32]
+    row: dict[str, Any] = {"problem": None, "remark": remark(original, published=published), "content": content}
     if form is not None:
         return row | {"pixels": form.evaluation_pixels(picture).tobytes()}
     return row | {"original": original, "height": picture.height, "width": picture.width}
 
 
 def _broken(form: ImageTransform | None, problem: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"problem": problem, "remark": None}
+    row: dict[str, Any] = {"problem": problem, "remark": None, "content": None}
     if form is not None:
         return row | {"pixels": bytes(3 * form.size**2)}
     return row | {"original": b"", "height": 0, "width": 0}
 
 
-def _remark(original: bytes) -> str | None:
-    """Return what looks otherwise than meant in a picture that can be read."""
-    with Image.open(io.BytesIO(original)) as picture:
-        if picture.mode.startswith(("I", "F")):
-            return f"mode {picture.mode} has more than 8 bits a channel: values above 255 become white"
-        try:
-            turned = picture.getexif().get(0x0112, 1) not in (0, 1)
-        except Exception:  # what a plugin runs into in broken metadata, which the pixels do not need
-            return None
-    return "its EXIF orientation is not applied, as in published code" if turned else None
+def _problem(original: bytes, error: Exception) -> str:
+    """Return why a file cannot be decoded, the same in every run."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return stand_in(original) or "it is no picture that Pillow knows"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def cpus() -> int:

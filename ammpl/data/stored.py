@@ -20,6 +20,10 @@ SHOWN = 10
 """Broken pictures that a message names; it counts the others."""
 
 
+class BrokenPicturesError(UserError):
+    """Pictures of a list cannot be read."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoredPictures:
     """One list of a data set on disk.
@@ -32,6 +36,7 @@ class StoredPictures:
         store: where they are prepared.
         skip_broken: leave out pictures that cannot be read, rather than stop.
         drawn_first: see :class:`ammpl.data.dataset.Pictures`.
+        published: read as published code does; else as meant, see :mod:`ammpl.data.decoding`.
     """
 
     name: str
@@ -41,6 +46,7 @@ class StoredPictures:
     store: Store
     skip_broken: bool = False
     drawn_first: bool = False
+    published: bool = True
 
     @property
     def labels(self) -> Tensor:
@@ -57,13 +63,16 @@ class StoredPictures:
         """Make the pictures readable; see :meth:`ammpl.data.dataset.Pictures.open`."""
         prepared = self._prepared(None if originals else transform, progress)
         images: StoredOriginals | StoredPixels
-        images = StoredOriginals(prepared, transform) if originals else StoredPixels(prepared, transform.size)
+        if originals:
+            images = StoredOriginals(prepared, transform, published=self.published)
+        else:
+            images = StoredPixels(prepared, transform.size)
         split = Split.whole(images, self.labels, self.class_names)
         broken = prepared.notes("problem")
         if not broken:
             return split
         if not self.skip_broken:
-            raise UserError(
+            raise BrokenPicturesError(
                 f"{self.name} in {self.folder}",
                 f"{len(broken)} of {len(self.items)} pictures cannot be read:\n{self._named(broken)}\n",
                 fix="mend or replace them, or leave them out with --skip-broken",
@@ -77,13 +86,18 @@ class StoredPictures:
         if broken := prepared.notes("problem"):
             found.append(f"{self.name}: {len(broken)} pictures left out:\n{self._named(broken)}")
         if remarks := prepared.notes("remark"):
-            found.append(
-                f"{self.name}: {len(remarks)} pictures are read as published code does:\n{self._named(remarks)}"
-            )
+            how = "read as published code does" if self.published else "changed as they are read"
+            found.append(f"{self.name}: {len(remarks)} pictures are {how}:\n{self._named(remarks)}")
         return found
 
+    def contents(self, transform: ImageTransform, *, originals: bool = False) -> dict[str, str]:
+        """Return paths by content; see :meth:`ammpl.data.dataset.Pictures.contents`."""
+        found = self._prepared(None if originals else transform).values("content")
+        return {content: item.path for content, item in zip(found, self.items, strict=True) if content}
+
     def _prepared(self, form: ImageTransform | None, progress: Progress | None = None) -> Prepared:
-        return self.store.open(self.name, self.folder, [item.path for item in self.items], form, progress)
+        paths = [item.path for item in self.items]
+        return self.store.open(self.name, self.folder, paths, form, progress, published=self.published)
 
     def _named(self, problems: dict[int, str]) -> str:
         lines = [f"  {self.items[position].path}: {text}" for position, text in list(problems.items())[:SHOWN]]
@@ -101,6 +115,7 @@ def dataset_on_disk(
     *,
     skip_broken: bool = False,
     drawn_first: bool = False,
+    published: bool = True,
     warnings: Sequence[str] = (),
 ) -> Dataset:
     """Return the data set of a listing.
@@ -113,6 +128,7 @@ def dataset_on_disk(
         store: where pictures are prepared.
         skip_broken: leave out pictures that cannot be read, rather than stop.
         drawn_first: see :class:`ammpl.data.dataset.Pictures`.
+        published: how pictures are read, see :class:`StoredPictures`.
         warnings: what a person should know.
 
     Raises:
@@ -135,6 +151,7 @@ def dataset_on_disk(
             store,
             skip_broken,
             drawn_first and part == "train",
+            published,
         )
 
     return Dataset(

@@ -299,6 +299,8 @@ def remarks(study: StudyResult) -> list[str]:
         if len(study.space.repeats) < 10 and len(study.data_sets) < FEWEST_DATA_SETS:
             n = len(study.space.repeats)
             found.append(f"{n} repeats on one data set; ten or more are what a claim on one data set should rest on.")
+    told = [str(text) for found in study.environments for text in found.get("data", {}).get("warnings", ())]
+    found += [f"Data: {text}" for text in dict.fromkeys(told)]
     found += [str(note) for note in study.summary.get("notes", ())]
     found += [f"{word}: {why}" for word in ("ended", "stopped") if (why := study.summary.get(word))]
     return found

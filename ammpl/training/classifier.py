@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ammpl.config import TrialConfig
-from ammpl.data.store import decode
-from ammpl.errors import UserError
+from ammpl.data.decoding import decode
+from ammpl.data.registry import registered
+from ammpl.errors import UserError, reason_of
 from ammpl.model.ammpl import model_class
 from ammpl.model.backbone import load_backbone
 from ammpl.model.weights import needs_network
@@ -59,6 +60,7 @@ class Classifier:
         self.class_names = origin.class_names
         backbone = load_backbone(origin.config.backbone, set_up(origin.config.backbone))
         self._transform = image_transform(backbone.preprocessing)
+        self._published = origin.config.data.name in registered()  # files are read as those it was trained on
         self._model = model_class(origin.config.method)(
             origin.config.model,
             backbone,
@@ -105,7 +107,9 @@ class Classifier:
         def pixels(chosen: slice) -> Tensor:
             if isinstance(images, Tensor):
                 return images[chosen]
-            return torch.from_numpy(np.stack([self._transform.evaluation_pixels(_rgb(i)) for i in images[chosen]]))
+            return torch.from_numpy(
+                np.stack([self._transform.evaluation_pixels(self._rgb(i)) for i in images[chosen]])
+            )
 
         return scores(self._model, pixels, len(images), names)
 
@@ -115,16 +119,15 @@ class Classifier:
             raise UserError("class_names", "must be a list of names, one at least", got=names, fix="['cat', 'dog']")
         return tuple(names)
 
-
-def _rgb(image: Picture) -> Image.Image:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            got = f"{image.dtype} {image.shape}"
-            raise UserError("images", "an array must be uint8 (height, width, 3), or (height, width) in grey", got=got)
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        return decode(image)
-    except Exception as error:  # PIL's plugins raise what they like
-        raise UserError(str(image), f"is not a picture that can be read ({error})") from None
+    def _rgb(self, image: Picture) -> Image.Image:
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+                rule = "an array must be uint8 (height, width, 3), or (height, width) in grey"
+                raise UserError("images", rule, got=f"{image.dtype} {image.shape}")
+            image = Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        try:
+            return decode(image, published=self._published)
+        except Exception as error:  # PIL's plugins raise what they like
+            raise UserError(str(image), f"is not a picture that can be read ({reason_of(error)})") from None

@@ -45,6 +45,10 @@ class Part:
         self.pictures.open(self.transform, originals=self.originals, progress=progress)
         return self.pictures.notes(self.transform, originals=self.originals)
 
+    def contents(self) -> dict[str, str]:
+        """Return the path of each content, by its digest."""
+        return self.pictures.contents(self.transform, originals=self.originals)
+
 
 def parts(config: TrialConfig, home: DataHome) -> Iterator[Part]:
     """Yield the lists that trials of a configuration read, those of its test included.

@@ -19,7 +19,8 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from ammpl.data.store import ROWS, Store, StoredOriginals, StoredPixels, decode
+from ammpl.data.decoding import decode
+from ammpl.data.store import ROWS, Store, StoredOriginals, StoredPixels
 from ammpl.data.transform import ImageTransform
 from ammpl.errors import UserError
 
@@ -89,7 +90,7 @@ def test_originals_are_the_files_own_bytes(root, paths, tmp_path):
     assert prepared.values("original") == [(root / path).read_bytes() for path in paths]
     originals = StoredOriginals(prepared, FORM)
     for position in (0, ROWS, len(paths) - 1):
-        decoded = decode(root / paths[position])
+        decoded = decode(root / paths[position], published=True)
         assert np.array_equal(np.asarray(originals.picture(position)), np.asarray(decoded))
         assert originals.size(position) == (decoded.height, decoded.width)
 
@@ -265,7 +266,7 @@ def test_what_pil_converts_is_converted_and_what_it_cannot_is_told(tmp_path):
         assert problems.keys() == {*BROKEN, "missing.jpg"}
         assert problems["empty.jpg"] == "the file is empty" and problems["missing.jpg"] == "the file is not there"
         assert problems["thread.png"] == "2x101 pixels: over 50 times as long as wide"
-        assert "cannot identify" in problems["text.jpg"] and "truncated" in problems["cut.jpg"]
+        assert problems["text.jpg"] == "it is no picture that Pillow knows" and "truncated" in problems["cut.jpg"]
         remarks = {paths[position]: text for position, text in prepared.notes("remark").items()}
         assert remarks.keys() == {"bits16.png", "turned.jpg"}
     originals = StoredOriginals(prepared, FORM)

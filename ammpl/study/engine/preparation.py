@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,10 +22,14 @@ from rich.progress import (
 
 from ammpl.config import TrialConfig
 from ammpl.data.home import EMBEDDED, DataHome
+from ammpl.errors import UserError, together
 from ammpl.escaping import terminal, terminal_line
 
 if TYPE_CHECKING:
     from ammpl.training.prepare import Part
+
+EXAMPLES = 3
+"""Of pictures in two lists, that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
     if not distinct:
         return DataNotes()
 
+    from ammpl.data.stored import BrokenPicturesError
     from ammpl.training.prepare import parts  # imports torch
 
     found = [part for config in distinct.values() for part in parts(config, home)]
@@ -74,12 +80,37 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
     console = Console(stderr=True, quiet=quiet)
     for dataset in datasets.values():
         _say(console, f"{dataset.name}: lists from {dataset.split_source}")
+    broken: list[UserError] = []
     with bars(console) as show:
         for part in found:
-            warnings += part.prepare(show(part))
+            try:
+                warnings += part.prepare(show(part))
+            except BrokenPicturesError as error:  # those of all lists are told together
+                broken.append(error)
+    if broken:
+        raise together(broken)
+    repeated = [text for name in datasets for text in _repeated([part for part in found if part.dataset.name == name])]
+    if repeated and any(config.data.duplicates == "refuse" for config in configs):
+        raise UserError("data.duplicates: refuse", "no picture may be in two lists:\n" + "\n".join(repeated))
+    warnings += repeated
     for warning in warnings:
         _say(console, f"warning: {warning}")
     return DataNotes(tuple((name, dataset.split_source) for name, dataset in datasets.items()), tuple(warnings))
+
+
+def _repeated(found: Sequence[Part]) -> list[str]:
+    """Return which pictures are in two lists of a data set, by the bytes of their files."""
+    lists = {part.name: part.contents() for part in found}
+    texts = []
+    for (one, of_one), (other, of_other) in combinations(lists.items(), 2):
+        shared = [content for content in of_one if content in of_other]
+        if shared:
+            examples = [f"\n  {of_one[content]} and {of_other[content]}" for content in shared[:EXAMPLES]]
+            more = "\n  ..." if len(shared) > EXAMPLES else ""
+            count = f"{len(shared)} pictures are" if len(shared) > 1 else "1 picture is"
+            name = found[0].dataset.name
+            texts.append(f"{name}: {count} in both {one} and {other}:{''.join(examples)}{more}")
+    return texts
 
 
 def download_data(name: str, home: DataHome) -> None:
