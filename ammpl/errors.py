@@ -56,9 +56,9 @@ def _rebuild(text: str) -> UserError:
     return UserError(where, rule)
 
 
-def together(errors: Sequence[UserError]) -> UserError:
+def together(errors: Sequence[UserError], note: str = "") -> UserError:
     """Return one error that tells all of several, a line each, so that they can be mended in one round."""
-    return errors[0] if len(errors) == 1 else _rebuild("\n".join(dict.fromkeys(map(str, errors))))
+    return _rebuild("\n".join([*dict.fromkeys(map(str, errors)), *([note] if note else [])]))
 
 
 def reason_of(error: BaseException, width: int = 200) -> str:

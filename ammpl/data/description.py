@@ -131,7 +131,17 @@ class Description:
         if missing:
             listed = missing[0] if missing[0] == f"{self.folder}/" else ", ".join(missing)
             rule = f"files are missing. Expected there:\n{self.layout}\nMissing: {listed}"
-            raise UserError(f"{self.title} in {root.absolute()}", rule, fix="--data-root DIR or AMMPL_DATA_ROOT")
+            fix = "--data-root DIR or AMMPL_DATA_ROOT"
+            first = needed[1]
+            if (root / first).exists():
+                fix = f"did you mean --data-root {root.absolute().parent}?"
+            elif (root / self.folder / self.folder / first).exists():
+                fix = f"move what is in {self.folder}/{self.folder} one level up"
+            raise UserError(f"{self.title} in {root.absolute()}", rule, fix=fix)
+        images, name = root / self.folder / self.images, Path(self.images).name
+        if name and (images / name).is_dir():
+            rule = f"holds a folder {name!r}, and the pictures seem to be in that"
+            raise UserError(f"{self.title}: {images}", rule, fix="move them one level up")
 
     def _from_archives(self, folder: Path) -> tuple[Lists, str]:
         images = folder / self.images

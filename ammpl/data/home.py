@@ -26,6 +26,11 @@ def is_path(name: str) -> bool:
         return False
 
 
+def is_passed_over(name: str, home: DataHome) -> bool:
+    """Return whether a folder of a registered name is in the working directory, and is not the data set itself."""
+    return Path(name).name == name and Path(name).is_dir() and Path(name).resolve() != (home.root / name).resolve()
+
+
 def replaced(path: str | Path) -> Path:
     """Return a path with ``~`` and ``$VARIABLES`` replaced as a shell does, which not every flag or file passes.
 

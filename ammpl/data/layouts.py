@@ -20,7 +20,7 @@ import numpy as np
 
 from ammpl.data.listing import SplitName
 from ammpl.data.split_file import Entry
-from ammpl.errors import UserError
+from ammpl.errors import UserError, together
 
 Source = Callable[[Path, Path], list[Entry]]
 """From (the data set's folder, the folder that paths are relative to) to pictures."""
@@ -221,7 +221,7 @@ def flowers(folder: Path, images: Path) -> list[Entry]:
     """The i-th number of imagelabels.mat is the 1-based class of image_<i>.jpg; cat_to_name.json names the classes."""
     file = folder / "cat_to_name.json"
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        names = json.loads(file.read_text(encoding="utf-8-sig"))
         labels = [int(label) for label in _matlab(folder / "imagelabels.mat", "labels")]
         return [
             Entry(f"image_{number:05d}.jpg", label - 1, str(names[str(label)]))
@@ -282,21 +282,28 @@ def deal(
         stream: what the shuffles draw from.
 
     Raises:
-        UserError: a class is too small to give every list a picture.
+        UserError: classes are too small to give every list a picture.
     """
     classes: dict[int, list[Entry]] = {}
     for entry in entries:
         classes.setdefault(entry.label, []).append(entry)
     dealt: dict[SplitName, list[Entry]] = {split: [] for split in (*shares, rest)}
+    small = []
     for of_class in classes.values():
         stream.shuffle(of_class)
         counts = {split: round(len(of_class) * share) for split, share in shares.items()}
         counts[rest] = len(of_class) - sum(counts.values())
         if min(counts.values()) < 1:
-            rule = f"has too few pictures to divide among {', '.join(counts)}"
-            raise UserError(f"class {of_class[0].name!r} ({of_class[0].path}, ...)", rule, got=len(of_class))
+            where, rule = (
+                f"class {of_class[0].name!r} ({of_class[0].path}, ...)",
+                "has too few pictures to divide among",
+            )
+            fix = "add some, or divide them into train, val and test yourself"
+            small.append(UserError(where, f"{rule} {', '.join(counts)}", got=len(of_class), fix=fix))
         taken = 0
         for split, count in counts.items():
             dealt[split] += of_class[taken : taken + count]
             taken += count
+    if small:
+        raise together(small)
     return dealt

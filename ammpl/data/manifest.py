@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from ammpl.data.listing import SplitName
+from ammpl.data.listing import Item, Listing, SplitName
 from ammpl.data.split_file import Entry, Lists
 from ammpl.errors import UserError, did_you_mean
 
@@ -36,11 +39,12 @@ class _Row(NamedTuple):
     split: SplitName
 
 
-def read_manifest(file: Path) -> Lists:
-    """Read the lists of a manifest in its own order. Lists that it does not name are absent.
+def read_manifest(file: Path) -> tuple[Lists, tuple[str, ...]]:
+    """Read the lists of a manifest in its own order, and what was read otherwise than it stands there.
 
-    Columns: ``path``, from the manifest's folder, with forward slashes; ``class_name``; ``label``, 0, 1, 2, ...,
-    without which the sorted names are numbered; ``split``, without which all rows are training. Others are ignored.
+    Lists that it does not name are absent. Columns: ``path``, from the manifest's folder, with forward slashes;
+    ``class_name``; ``label``, 0, 1, 2, ..., without which the sorted names are numbered; ``split``, without which all
+    rows are training. Others are ignored.
 
     Raises:
         UserError: not such a table; with the row, counted from 1 after the header, the rule and the value.
@@ -49,6 +53,8 @@ def read_manifest(file: Path) -> Lists:
         raise UserError(str(file), f"must be a folder, or a manifest: {' or '.join(MANIFESTS)}")
     columns = _columns(_table(file), file)
     unset = [None] * len(columns["path"])
+    notes: Counter[str] = Counter()
+    columns["path"] = [_relative(path, file.parent, notes) for path in columns["path"]]
     rows = [
         _row(f"{file} row {number}", *values, labelled="label" in columns, divided="split" in columns)
         for number, values in enumerate(zip(*(columns.get(name, unset) for name in COLUMNS), strict=True), start=1)
@@ -59,17 +65,70 @@ def read_manifest(file: Path) -> Lists:
     for row in rows:
         label = numbers[row.name] if row.label is None else row.label
         lists.setdefault(row.split, []).append(Entry(row.path, label, row.name))
-    return lists
+    return lists, tuple(f"{file.name}: {note}: {count} of {len(rows)}" for note, count in notes.items())
+
+
+def located(listing: Listing, manifest: Path) -> tuple[Listing, tuple[str, ...]]:
+    """Return lists whose files are called as they are on the disk, ``1.jpg`` where ``1.JPG`` is listed, and a note.
+
+    Raises:
+        UserError: not one picture is there; it says where they seem to be.
+    """
+    folder, files = listing.folder, _Files(listing.folder)
+    lists = (listing.train, listing.validation, listing.test)
+    train, validation, test = (tuple(Item(files.name_of(path), label) for path, label in items) for items in lists)
+    listed = [item.path for items in lists for item in items]
+    if not files.there:
+        fix = f"paths start at {folder}"
+        if (folder.parent / listed[0]).exists():
+            fix += f", and the pictures are below {folder.parent}: move the manifest there"
+        for below in sorted(path for path in folder.iterdir() if (path / listed[0]).exists()):
+            fix += f", and the pictures are below {below}: move the manifest there"
+        raise UserError(str(manifest), f"none of its {len(listed)} pictures is there", got=listed[0], fix=fix)
+    if not files.renamed:
+        return listing, ()
+    count = f"{len(files.renamed)} {'file has' if len(files.renamed) == 1 else 'files have'}"
+    return replace(listing, train=train, validation=validation, test=test), (
+        f"{manifest.name}: {count} other capitals than listed, such as {files.renamed[0]}",
+    )
+
+
+class _Files:
+    """The files of the folders that a manifest names, each folder listed once."""
+
+    def __init__(self, folder: Path):
+        self.there = 0
+        self.renamed: list[str] = []
+        self._folder = folder
+        self._names: dict[str, dict[str, list[str]]] = {}  # folder -> name in lower case -> names
+
+    def name_of(self, path: str) -> str:
+        """Return a path, with the capitals of its file where one alone is meant."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._names:
+            self._names[folder] = {}
+            with contextlib.suppress(OSError):  # which the store will tell, picture by picture
+                for found in (self._folder / folder).iterdir():
+                    self._names[folder].setdefault(found.name.lower(), []).append(found.name)
+        alike = self._names[folder].get(name.lower(), [])
+        self.there += bool(alike)
+        if name in alike or len(alike) != 1:
+            return path
+        self.renamed.append(f"{folder}/{alike[0]}".lstrip("/"))
+        return self.renamed[-1]
 
 
 def _table(file: Path) -> pa.Table:
     try:
         if file.suffix.lower() == ".parquet":
             return pa.parquet.ParquetFile(file).read()
+        with file.open("rb") as lines:
+            header = lines.readline(1 << 16)
+        parts = pa.csv.ParseOptions(delimiter=max(",;\t", key=lambda sign: header.count(sign.encode())))
         # Class 007 keeps its zeros, also where blanks follow the header's commas.
         texts = {blank + name: pa.string() for name in (*COLUMNS, "class name") for blank in ("", " ")}
         in_order = pa.csv.ReadOptions(use_threads=False)  # then a message names the row
-        return pa.csv.read_csv(file, in_order, convert_options=pa.csv.ConvertOptions(column_types=texts))
+        return pa.csv.read_csv(file, in_order, parts, pa.csv.ConvertOptions(column_types=texts))
     except pa.ArrowException as error:
         kind, reason = file.suffix.upper().removeprefix("."), " ".join(str(error).split())
         raise UserError(str(file), f"cannot be read as {kind} ({reason})") from error
@@ -88,13 +147,27 @@ def _columns(table: pa.Table, file: Path) -> dict[str, list[Any]]:
     return {name: table.column(known.index(name)).to_pylist() for name in COLUMNS if name in known}
 
 
+def _relative(path: Any, folder: Path, notes: Counter[str]) -> Any:
+    """Return a path from the manifest's folder, where it is one in other words."""
+    if not isinstance(path, str):
+        return path
+    path = path.strip()
+    if "\\" in path and "/" not in path and not re.search(r"^.?:", path):
+        notes["backslashes read as slashes"] += 1
+        path = path.replace("\\", "/")
+    for above in (folder.absolute(), folder.resolve()):
+        if path.startswith(f"{above}/"):
+            notes["absolute paths below its folder"] += 1
+            path = path.removeprefix(f"{above}/")
+    return path.removeprefix("./")
+
+
 def _row(place: str, path: Any, label: Any, name: Any, split: Any, *, labelled: bool, divided: bool) -> _Row:
     if not isinstance(path, str) or not path.strip():
         raise UserError(f"{place}: path", "must be a text", got=path)
-    path = path.strip().removeprefix("./")
     if path.startswith("/") or re.search(r"^.?:|\\|(?:^|/)\.{0,2}(?:/|$)", path):
         rule = "must lead from the manifest's folder to a picture in it, with forward slashes and without '.' or '..'"
-        raise UserError(f"{place}: path", rule, got=path)
+        raise UserError(f"{place}: path", rule, got=path, fix="write it as class/1.jpg")
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{place}: class_name", "must be a text", got=name)
     number = re.fullmatch(r"(0|[1-9][0-9]{0,5})(?:\.0+)?", str(label).strip())  # pandas writes 1.0 for 1

@@ -10,24 +10,28 @@ from __future__ import annotations
 import html
 import os
 import random
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from ammpl.data.layouts import deal
 from ammpl.data.listing import Item, Listing, SplitName
-from ammpl.data.manifest import LIST_NAMES, read_manifest
+from ammpl.data.manifest import LIST_NAMES, located, read_manifest
 from ammpl.data.own_settings import SETTINGS, Settings, read_settings
 from ammpl.data.split_file import Entry, Lists, class_names
-from ammpl.errors import UserError, did_you_mean
+from ammpl.errors import UserError, did_you_mean, together
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SEED = 1
 """Of the cuts, as for published data sets without their split file."""
 SHOWN = 5
 """Names that a message lists; it counts the others."""
+CLASSES = 30
+"""Of those with their counts of pictures."""
 CLUTTER = {"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
 """Folders and files that archives, disks and servers have of their own, in lower case; others begin with a dot."""
 LAYOUT = "\n  cat/1.jpg, cat/2.jpg, ...\n  dog/1.jpg, dog/2.jpg, ...\nor the same within train/, val/ and test/"
@@ -71,15 +75,19 @@ def read_own(path: Path) -> OwnData:
 
 
 def _from_manifest(folder: Path, manifest: Path, settings: Settings) -> OwnData:
-    return _own(folder, read_manifest(manifest), settings, manifest.name, str(manifest), ())
+    lists, notes = read_manifest(manifest)
+    own = _own(folder, lists, settings, manifest.name, str(manifest), notes)
+    listing, renamed = located(own.listing, manifest)
+    return replace(own, listing=listing, warnings=own.warnings + renamed)
 
 
 def _from_folders(folder: Path, settings: Settings) -> OwnData:
     scan = _Scan()
     found, loose = _children(folder)
+    _refuse_other_level(folder, found, loose)
     if _divided(folder, found):
         lists = {split: scan.classes(folder, name) for name, split in _list_folders(folder, found).items()}
-        _refuse_loose(folder, loose, "in the class folders of train/, val/ and test/")
+        scan.refuse_loose(folder, loose, "in the class folders of train/, val/ and test/")
         made_by = "folders " + ", ".join(f"{name}/" for name in found)
     elif found and {name.lower() for name in found} <= LIST_NAMES.keys():
         raise UserError(str(folder / found[0]), f"must have a folder per class:{LAYOUT}")
@@ -89,8 +97,17 @@ def _from_folders(folder: Path, settings: Settings) -> OwnData:
     names = sorted({entry.name for entries in lists.values() for entry in entries})
     labels = {name: label for label, name in enumerate(names)}
     labelled = {split: [entry._replace(label=labels[entry.name]) for entry in lists[split]] for split in lists}
+    if scan.problems:
+        try:
+            _completed(labelled)  # a class too small to divide is told in the same round
+        except UserError as error:
+            scan.problems.append(error)
+        raise together(scan.problems, f"pictures found: {scan.counted()}")
     clutter = sorted(entry.name for entry in folder.iterdir() if entry.name.lower() in CLUTTER)
-    notes = (f"left out, a system's own: {_shown(clutter)}",) if clutter else ()
+    notes: tuple[str, ...] = (f"left out, a system's own: {_shown(clutter)}",) if clutter else ()
+    beside = _children(folder.parent)[0] if folder.name.lower() in LIST_NAMES else []
+    if any(name.lower() in LIST_NAMES and name != folder.name for name in beside):
+        notes += (f"only {folder} is read, and there are other lists beside it; {folder.parent} has them all",)
     return _own(folder, labelled, settings, made_by, str(folder), notes + scan.warnings())
 
 
@@ -115,11 +132,7 @@ def _own(
         split: [entry._replace(name=settings.class_names.get(entry.name, entry.name)) for entry in entries]
         for split, entries in lists.items()
     }
-    try:
-        complete, cut = _completed(renamed)
-    except UserError as error:
-        fix = "add some, or divide them into train, val and test yourself"
-        raise UserError(f"{where}: {error.where}", error.rule, got=error.got, fix=fix) from None
+    complete, cut = _completed(renamed)
     names = class_names(complete, where)
     _refuse_alike(names, where)
     train, validation, test = (
@@ -185,41 +198,81 @@ def _list_folders(folder: Path, found: Sequence[str]) -> dict[str, SplitName]:
     return lists
 
 
+def _refuse_other_level(folder: Path, found: Sequence[str], loose: Sequence[str]) -> None:
+    """Raise UserError for a folder that is one level above or below the folder of classes."""
+    if not found and any(map(_is_picture, loose)):
+        rule = "holds pictures, and must hold a folder per class"
+        raise UserError(str(folder), rule, fix=f"did you mean the folder above, {folder.parent}?")
+    if len(found) == 1 and found[0].lower() not in LIST_NAMES and not any(map(_is_picture, loose)):
+        below, files = _children(folder / found[0])
+        if below and not any(map(_is_picture, files)):
+            rule = f"holds one folder, {found[0]!r}, and the folders of pictures are in that"
+            raise UserError(str(folder), rule, fix=f"--dataset {folder / found[0]}")
+
+
 class _Scan:
-    """Lists the pictures of class folders. Depth is fixed, so that links cannot lead in circles."""
+    """Lists the pictures of class folders. Depth is fixed, so that links cannot lead in circles.
+
+    Attributes:
+        problems: all that must be mended, told together at the end.
+    """
 
     def __init__(self) -> None:
+        self.problems: list[UserError] = []
+        self._counts: Counter[str] = Counter()  # of pictures, by class
         self._seen: dict[str, Path] = {}  # real path -> as the user sees it
         self._ignored: list[str] = []
 
     def classes(self, folder: Path, within: str) -> list[Entry]:
         """Return the pictures of each class folder, not yet labelled: ``within`` is train, val, test or nothing."""
         found, loose = _children(folder / within)
-        _refuse_loose(folder / within, loose, "in the class folders")
-        if not found:
-            raise UserError(str(folder / within), f"must have a folder per class:{LAYOUT}")
-        prefix = f"{within}/" if within else ""
-        return [
-            Entry(f"{prefix}{name}/{file}", -1, name)
-            for name in found
-            for file in self._pictures(folder / within / name)
-        ]
+        self.refuse_loose(folder / within, loose, "in the class folders")
+        if not found and not loose:
+            self.problems.append(UserError(str(folder / within), f"must have a folder per class:{LAYOUT}"))
+        prefix, entries = f"{within}/" if within else "", []
+        for name in found:
+            files = self._pictures(folder / within / name)
+            self._counts[name] += len(files)
+            entries += [Entry(f"{prefix}{name}/{file}", -1, name) for file in files]
+        return entries
+
+    def counted(self) -> str:
+        """Return how many pictures each class has in all lists."""
+        shown = [f"{name} {self._counts[name]}" for name in sorted(self._counts)]
+        more = f" and {len(shown) - CLASSES} more classes" if len(shown) > CLASSES else ""
+        return ", ".join(shown[:CLASSES]) + more
+
+    def refuse_loose(self, folder: Path, files: Sequence[str], where: str) -> None:
+        """Note pictures that are beside folders."""
+        pictures = [file for file in files if _is_picture(file)]
+        if pictures:
+            rule = f"has pictures beside its folders: {_shown(pictures)}"
+            self.problems.append(UserError(str(folder), rule, fix=f"put them {where}, or elsewhere"))
 
     def _pictures(self, folder: Path) -> list[str]:
         below, files = _children(folder)
         if below:
             rule = f"must hold pictures only; there are folders in it: {_shown(below)}"
             near = get_close_matches(folder.name.lower(), LIST_NAMES, n=1)
-            raise UserError(str(folder), rule, fix=f"did you mean '{near[0]}'?" if near else "a folder per class")
+            fix = f"did you mean '{near[0]}'?" if near else "a folder per class"
+            self.problems.append(UserError(str(folder), rule, fix=fix))
         pictures = [file for file in files if _is_picture(file)]
         self._ignored += [str(folder / file) for file in files if not _is_picture(file)]
-        if not pictures:
+        if not pictures and not below:
             rule = f"has no pictures ({' '.join(PICTURES)})"
-            raise UserError(str(folder), rule, fix="add some, or remove the folder")
+            self.problems.append(UserError(str(folder), rule, fix="add some, or remove the folder"))
         other = self._seen.setdefault(os.path.realpath(folder), folder)
         if other != folder:
-            raise UserError(str(folder), "is the same folder, by a link", got=str(other), fix="keep one")
-        return pictures
+            self.problems.append(
+                UserError(str(folder), "is the same folder, by a link", got=str(other), fix="keep one")
+            )
+        odd = [name for name in (folder.name, *pictures) if not _is_utf8(name)]
+        if odd:
+            named = ", ".join(str(os.fsencode(name))[1:] for name in odd[:SHOWN])
+            rule = f"{'a name is' if len(odd) == 1 else f'{len(odd)} names are'} not UTF-8: {named}"
+            fix = f"rename, for example by: convmv -r --notest -f latin1 -t utf8 {folder.parent}"
+            self.problems.append(UserError(str(folder), rule, fix=fix))
+        return pictures if _is_utf8(folder.name) else []
 
     def warnings(self) -> tuple[str, ...]:
         """Return what to tell about the files that are no pictures by their names."""
@@ -240,15 +293,12 @@ def _refuse_alike(names: Sequence[str], where: str) -> None:
             raise UserError(where, rule, fix="rename one, or put their pictures together")
 
 
-def _refuse_loose(folder: Path, files: Sequence[str], where: str) -> None:
-    pictures = [file for file in files if _is_picture(file)]
-    if pictures:
-        rule = f"has pictures beside its folders: {_shown(pictures)}"
-        raise UserError(str(folder), rule, fix=f"put them {where}, or elsewhere")
-
-
 def _is_picture(file: str) -> bool:
     return file.lower().endswith(PICTURES)
+
+
+def _is_utf8(name: str) -> bool:
+    return not re.search("[\ud800-\udfff]", name)  # what Python makes of other bytes
 
 
 def _shown(names: Sequence[str]) -> str:

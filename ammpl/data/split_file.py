@@ -54,7 +54,7 @@ def read_split_file(file: Path) -> Lists:
         raise UserError(str(file), rule, fix="download it again") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise UserError(str(file), f"must be JSON that Python can hold ({type(error).__name__})") from error
-    if not isinstance(content, dict) or set(content) != set(KEYS.values()):
+    if not isinstance(content, dict) or not set(KEYS.values()) <= set(content):  # other keys say nothing of pictures
         got = list(content) if isinstance(content, dict) else content
         raise UserError(str(file), "must be one object with the keys train, val and test", got=got)
     return {split: list(_entries(content[key], f"{file}: {key}")) for split, key in KEYS.items()}

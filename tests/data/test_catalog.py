@@ -215,6 +215,30 @@ def test_ratios_round_ties_to_even() -> None:
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_folders_at_another_level_are_told(name: str, tmp_path: Path) -> None:
+    description = DESCRIPTIONS[name]
+    root = tmp_path / "root"
+    folder = on_disk.build(name, root, published=False)
+    with pytest.raises(UserError) as caught:
+        description.read(folder)
+    assert str(caught.value).endswith(f"Fix: did you mean --data-root {root}?")
+
+    folder.rename(tmp_path / "aside")
+    folder.mkdir()
+    (tmp_path / "aside").rename(folder / folder.name)
+    with pytest.raises(UserError) as caught:
+        description.read(root)
+    assert str(caught.value).endswith(f"Fix: move what is in {folder.name}/{folder.name} one level up")
+
+    if inner := Path(description.images).name:  # unpacked into a folder of the archive's name
+        root = tmp_path / "unpacked"
+        images = on_disk.build(name, root, published=False) / description.images
+        (images / inner).mkdir()
+        with pytest.raises(UserError, match=f"holds a folder '{inner}', .* Fix: move them one level up"):
+            description.read(root)
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_what_is_missing_is_said_with_the_layout(name: str, tmp_path: Path) -> None:
     description = DESCRIPTIONS[name]
     with pytest.raises(UserError) as nothing:

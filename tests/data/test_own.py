@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ def pictures(folder: Path, classes: Mapping[str, int]) -> Path:
 
 def manifest(file: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
     table = pa.table(dict(columns))
+    write(file.parent / "y" / "1.png", "")  # one of its pictures is there
+    write(file.parent / "0.jpg", "")
     file.parent.mkdir(parents=True, exist_ok=True)
     (pa.csv.write_csv if file.suffix == ".csv" else pa.parquet.write_table)(table, file)
     return file
@@ -209,7 +212,9 @@ def test_without_labels_and_lists_names_are_sorted_and_our_rule_cuts(tmp_path: P
         ({"path": ["../x.jpg", "b", "c", "d", "e"]}, r"row 1: path: must lead from the manifest's folder"),
         ({"path": ["a", "/etc/x.jpg", "c", "d", "e"]}, r"row 2: path: must lead"),
         ({"path": ["a", "x/../../y", "c", "d", "e"]}, r"row 2: path: must lead"),
-        ({"path": ["a", "x\\y.jpg", "c", "d", "e"]}, r"row 2: path: must lead"),
+        ({"path": ["a", "x\\..\\..\\y.jpg", "c", "d", "e"]}, r"row 2: path: must lead"),
+        ({"path": ["a", "C:\\y.jpg", "c", "d", "e"]}, r"row 2: path: must lead"),
+        ({"path": ["a", "b", "c", "d", "e"]}, r"none of its 5 pictures is there, got 'a'. Fix: paths start at"),
         ({"path": ["a", "C:x.jpg", "c", "d", "e"]}, r"row 2: path: must lead"),
         ({"path": ["a", "b", "c", "d", None]}, r"row 5: path: must be a text"),
         ({"path": ["a", "b", "c", "d", "a"]}, r"row 5: path: is that of row 1 too, got 'a'"),
@@ -240,7 +245,7 @@ def test_mistakes_in_manifests(tmp_path: Path, change: dict[str, Any], message: 
         ("a.csv", b"", "a.csv: cannot be read as CSV"),
         ("a.csv", b"path,class_name\nx,\xff\xfe\n", "a.csv: cannot be read as CSV"),
         ("a.csv", b"path,class_name\nx,y\nx\n", "a.csv: cannot be read as CSV .*Row #3: Expected 2 columns, got 1"),
-        ("a.csv", b"path;class_name\nx;y\n", "must have a column path, .* Fix: separate columns by commas"),
+        ("a.csv", b"path|class_name\nx|y\n", "must have a column path, .* Fix: separate columns by commas"),
         ("a.csv", b"path,class_name\n", "has no training pictures"),
         ("a.parquet", b"", "a.parquet: cannot be read as PARQUET"),
         ("a.parquet", b"PAR1 and no more PAR1", "a.parquet: cannot be read as PARQUET"),
@@ -345,3 +350,94 @@ def test_a_manifest_as_other_tools_write_it(tmp_path):
     expected, found = read_own(plain).listing, read_own(other).listing
     assert found.class_names == expected.class_names == ("one", "007")
     assert (found.train, found.validation, found.test) == (expected.train, expected.validation, expected.test)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda text, folder: text.replace(",", ";"), None),
+        (lambda text, folder: text.replace(",", "\t"), None),
+        (lambda text, folder: "\ufeff" + text, None),
+        (lambda text, folder: text.replace("/", "\\"), "m.csv: backslashes read as slashes: 12 of 12"),
+        (
+            lambda text, folder: text.replace("\none/", f"\n{folder}/one/"),
+            "m.csv: absolute paths below its folder: 6 of 12",
+        ),
+        (
+            lambda text, folder: text.replace("1.jpg", "1.JPG"),
+            "m.csv: 2 files have other capitals than listed, such as",
+        ),
+    ],
+    ids=["semicolons", "tabs", "byte-order mark", "backslashes", "absolute", "capitals"],
+)
+def test_a_manifest_that_can_be_read_in_one_way_alone_is_read(tmp_path, change, note):
+    pictures(tmp_path, {"one": 6, "two": 6})
+    text = "path,class_name\n" + "".join(f"{name}/{n}.jpg,{name}\n" for name in ("one", "two") for n in range(1, 7))
+    (tmp_path / "m.csv").write_text(text)
+    plain = read_own(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(change(text, tmp_path), encoding="utf-8")
+    found = read_own(tmp_path / "m.csv")
+    assert found.listing == plain.listing and not plain.warnings
+    assert [w[: len(note)] for w in found.warnings] == [note] if note else not found.warnings
+
+
+def test_two_files_that_differ_in_capitals_alone_are_not_confused(tmp_path):
+    pictures(tmp_path, {"one": 6, "two": 6})
+    picture(tmp_path / "one" / "1.JPG")
+    rows = "".join(
+        f"{name}/{n}.{end},{name}\n" for name in ("one", "two") for n in range(1, 7) for end in ("jpg", "Jpg")
+    )
+    (tmp_path / "m.csv").write_text("path,class_name\n" + rows)
+    listing = read_own(tmp_path / "m.csv").listing
+    assert "one/1.Jpg" in {item.path for part in (listing.train, listing.validation, listing.test) for item in part}
+
+
+@pytest.mark.parametrize("below", ["pets", "."])
+def test_a_manifest_beside_the_wrong_folder_says_where_the_pictures_are(tmp_path, below):
+    folder = tmp_path / "list"
+    pictures(folder / below if below != "." else tmp_path, {"one": 6, "two": 6})
+    folder.mkdir(exist_ok=True)
+    rows = "".join(f"{name}/{n}.jpg,{name}\n" for name in ("one", "two") for n in range(1, 7))
+    (folder / "m.csv").write_text("path,class_name\n" + rows)
+    with pytest.raises(UserError) as caught:
+        read_own(folder / "m.csv")
+    there = folder / below if below != "." else tmp_path
+    assert f"and the pictures are below {there}: move the manifest there" in str(caught.value)
+
+
+def test_a_folder_one_level_too_high_or_too_deep_is_told(tmp_path):
+    pictures(tmp_path / "pets" / "pets", {"one": 6, "two": 6})
+    with pytest.raises(UserError, match=r"holds one folder, 'pets', .* Fix: --dataset .*/pets/pets$"):
+        read_own(tmp_path / "pets")
+    with pytest.raises(
+        UserError, match=r"must hold a folder per class. Fix: did you mean the folder above, .*pets/pets\?"
+    ):
+        read_own(tmp_path / "pets" / "pets" / "one")
+    for part in ("train", "test"):
+        pictures(tmp_path / "divided" / part, {"one": 6, "two": 6})
+    assert read_own(tmp_path / "divided").warnings == ()
+    (note,) = read_own(tmp_path / "divided" / "train").warnings
+    assert note.endswith(f"{tmp_path}/divided has them all")
+
+
+def test_all_that_is_wrong_with_folders_is_told_in_one_round_with_counts(tmp_path):
+    folder = pictures(tmp_path / "pets", {"cat": 12, "dog": 2, "fish/deep": 3, "one": 6, ".": 1})
+    (folder / "empty").mkdir()
+    (folder / "one" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        read_own(folder)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    for line, part in zip(
+        lines,
+        [
+            "has pictures beside its folders: '1.jpg'",
+            "/empty: has no pictures",
+            "/fish: must hold pictures only; there are folders in it: 'deep'",
+            "/one: a name is not UTF-8: 'caf\\xe9.png'. Fix: rename, for example by: convmv",
+            "class 'dog' (dog/1.jpg, ...): has too few pictures to divide",
+            "pictures found: cat 12, dog 2, empty 0, fish 0, one 7",
+        ],
+        strict=True,
+    ):
+        assert part in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from PIL import Image
 
 from ammpl.config import resolve
 from ammpl.data.home import DataHome
-from ammpl.data.registry import open_dataset
 from ammpl.errors import UserError
 from ammpl.study.engine.preparation import prepare_data
 
@@ -34,7 +34,6 @@ def pictures(tmp_path: Path) -> Path:
 
 def prepared(pictures: Path, **values: object) -> tuple[str, ...]:
     home = DataHome(root=pictures.parent, store=pictures.parent / "store")
-    open_dataset.cache_clear()
     config = resolve("ammpl", {**VALUES, "data.name": str(pictures), **values}, "test")
     return prepare_data([config], home, quiet=True).warnings
 
@@ -53,6 +52,23 @@ def test_broken_pictures_of_all_lists_are_told_in_one_message_the_same_each_time
     for file in broken:
         assert str(file.relative_to(pictures)) in texts[0]
     assert len(prepared(pictures, **{"data.skip_broken": True})) == 3
+
+
+def test_a_folder_that_was_changed_between_two_calls_is_read_again(pictures):
+    assert prepared(pictures) == ()
+    shutil.copy(pictures / "train/cat/0.png", pictures / "test/cat/new.png")
+    (told,) = prepared(pictures)
+    assert "test/cat/new.png" in told
+
+
+def test_a_folder_called_like_a_data_set_is_told_of(pictures, monkeypatch, capsys):
+    monkeypatch.chdir(pictures.parent)
+    pictures.rename("digits")
+    home = DataHome(root=pictures.parent / "data", store=pictures.parent / "store")
+    prepare_data([resolve("ammpl", VALUES, "test")], home)
+    assert "--dataset ./digits is the folder that is here" in capsys.readouterr().err
+    prepare_data([resolve("ammpl", VALUES, "test")], replace(home, root=pictures.parent))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_picture_in_two_lists_is_told_whatever_its_name_and_can_be_refused(pictures):

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from ammpl.config import TrialConfig
-from ammpl.data.home import EMBEDDED, DataHome
+from ammpl.data.home import EMBEDDED, DataHome, is_passed_over
 from ammpl.errors import UserError, together
 from ammpl.escaping import terminal, terminal_line
 
@@ -63,6 +63,10 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
         UserError: unknown names; files that are missing, broken or not as they should be; the store cannot be
             written.
     """
+    console = Console(stderr=True, quiet=quiet)
+    for name in sorted({config.data.name for config in configs}):
+        if is_passed_over(name, home):
+            _say(console, f"note: {name} is the data set of that name; --dataset ./{name} is the folder that is here")
     distinct = {
         (config.data.model_copy(update={"shots": 1, "validation_shots": None}), config.backbone): config
         for config in configs
@@ -71,13 +75,16 @@ def prepare_data(configs: Sequence[TrialConfig], home: DataHome, quiet: bool = F
     if not distinct:
         return DataNotes()
 
+    from ammpl.data.registry import open_dataset
     from ammpl.data.stored import BrokenPicturesError
+    from ammpl.data.task import load_task, load_test
     from ammpl.training.prepare import parts  # imports torch
 
+    for kept in (open_dataset, load_task, load_test):
+        kept.cache_clear()  # files may have changed since this process read them
     found = [part for config in distinct.values() for part in parts(config, home)]
     datasets = {part.dataset.name: part.dataset for part in found}
     warnings = [warning for dataset in datasets.values() for warning in dataset.warnings]
-    console = Console(stderr=True, quiet=quiet)
     for dataset in datasets.values():
         _say(console, f"{dataset.name}: lists from {dataset.split_source}")
     broken: list[UserError] = []
