@@ -45,12 +45,14 @@ class Remote:
         md5: its published checksum.
         keeps: what to keep of an archive: path in it -> path in the data set's folder. None: the file itself.
         nested: an archive in the archive, which ``keeps`` refers to.
+        gigabytes: that an archive may hold, about twice what it does.
     """
 
     url: str
     md5: str | None
     keeps: Mapping[str, str] | None = None
     nested: str | None = None
+    gigabytes: float = 1.0
 
     @property
     def name(self) -> str:
@@ -71,15 +73,23 @@ _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 _SUN = "https://vision.princeton.edu/projects/2010/SUN"
 DOWNLOADS: dict[str, tuple[Remote, ...]] = {
     "oxford_pets": (
-        Remote(f"{_OXFORD}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", {"images": "images"}),
+        Remote(
+            f"{_OXFORD}/pets/data/images.tar.gz",
+            "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+            {"images": "images"},
+            gigabytes=1.6,
+        ),
         Remote(
             f"{_OXFORD}/pets/data/annotations.tar.gz",
             "95a8c909bbe2e81eed6a22bccdf3f68f",
             {"annotations": "annotations"},
+            gigabytes=0.2,
         ),
     ),
     "oxford_flowers": (
-        Remote(f"{_OXFORD}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", {"jpg": "jpg"}),
+        Remote(
+            f"{_OXFORD}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", {"jpg": "jpg"}, gigabytes=0.7
+        ),
         Remote(f"{_OXFORD}/flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
     ),
     "food101": (
@@ -87,6 +97,7 @@ DOWNLOADS: dict[str, tuple[Remote, ...]] = {
             "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
             "85eeb15f3717b99a5da872d97d918f87",
             _within("food-101", "images", "meta", "license_agreement.txt", "README.txt"),
+            gigabytes=11,
         ),
     ),
     "fgvc_aircraft": (
@@ -101,6 +112,7 @@ DOWNLOADS: dict[str, tuple[Remote, ...]] = {
                 "images_variant_val.txt",
                 "images_variant_test.txt",
             ),
+            gigabytes=6,
         ),
     ),
     "caltech101": (
@@ -109,6 +121,7 @@ DOWNLOADS: dict[str, tuple[Remote, ...]] = {
             "3138e1922a9193bfa496528edbbc45d0",
             {"101_ObjectCategories": "101_ObjectCategories"},
             nested="caltech-101/101_ObjectCategories.tar.gz",
+            gigabytes=0.4,
         ),
     ),
     "eurosat": (
@@ -117,6 +130,7 @@ DOWNLOADS: dict[str, tuple[Remote, ...]] = {
             "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
             "c8fa014336c82ac7804f0398fcb19387",
             {"2750": "2750"},
+            gigabytes=0.3,
         ),
     ),
     "dtd": (
@@ -124,14 +138,16 @@ DOWNLOADS: dict[str, tuple[Remote, ...]] = {
             f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
             "fff73e5086ae6bdbea199a49dfb8a4c1",
             _within("dtd", "images", "imdb", "labels"),
+            gigabytes=1.3,
         ),
     ),
     "sun397": (
-        Remote(f"{_SUN}/SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a", {"SUN397": "SUN397"}),
+        Remote(f"{_SUN}/SUN397.tar.gz", "8ca2778205c41d23104230ba66911c7a", {"SUN397": "SUN397"}, gigabytes=80),
         Remote(
             f"{_SUN}/download/Partitions.zip",
             None,
             {name: name for name in ("ClassName.txt", "Training_01.txt", "Testing_01.txt")},
+            gigabytes=0.2,
         ),
     ),
 }
@@ -214,12 +230,13 @@ def _bring(remote: Remote, folder: Path, work: Path, progress: ByteProgress) -> 
     unpacked = work / f"{remote.name}.unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
     try:
-        unpack(file, unpacked)
+        most = round(remote.gigabytes * 10**9)
+        unpack(file, unpacked, most)
         kept = unpacked
         if remote.nested:
             _require(remote, unpacked, (remote.nested,))
             kept = unpacked / ".nested"
-            unpack(unpacked / remote.nested, kept)
+            unpack(unpacked / remote.nested, kept, most)
         _require(remote, kept, tuple(remote.keeps))
         for path, target in remote.keeps.items():
             if not (folder / target).exists():  # never over what a person has put there

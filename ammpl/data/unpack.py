@@ -24,8 +24,6 @@ _BROKEN = (
     RuntimeError,  # a password
 )
 
-_SPARE, _RATIO = 1 << 30, 20  # pictures hardly compress, lists and arrays do
-
 
 class _Member(NamedTuple):
     name: str
@@ -33,7 +31,7 @@ class _Member(NamedTuple):
     stream: IO[bytes] | None
 
 
-def unpack(archive: Path, target: Path, limit: int | None = None) -> None:
+def unpack(archive: Path, target: Path, limit: int) -> None:
     """Unpack a tar (any compression) or zip file into a new folder.
 
     Only folders and plain files with relative paths are unpacked; owners and permissions are not taken over. The
@@ -42,13 +40,13 @@ def unpack(archive: Path, target: Path, limit: int | None = None) -> None:
     Args:
         archive: the file.
         target: made here; left as it is at an error.
-        limit: bytes that all files may have together; None takes 1 GiB and 20 times the archive's size.
+        limit: bytes that all files may have together.
 
     Raises:
         UserError: no archive, a broken one, one with a member that is refused, or one beyond the limit.
         OSError: the target cannot be written.
     """
-    left = limit = _SPARE + _RATIO * archive.stat().st_size if limit is None else limit
+    left = limit
     target.mkdir(parents=True)
     root = target.resolve()
     try:

@@ -200,6 +200,14 @@ def eurosat(host: Host) -> dict[str, tuple[Remote, ...]]:
     return {"eurosat": (Remote(local.url, local.md5, {"2750": "2750"}),)}
 
 
+def test_an_archive_that_holds_more_than_the_data_set_has_is_refused(host: Host, tmp_path: Path) -> None:
+    local = host.serve("EuroSAT.tar.gz", tar({"2750/Forest/1.jpg": bytes(100_000)}))
+    table = {"eurosat": (Remote(local.url, local.md5, {"2750": "2750"}, gigabytes=5e-5),)}
+    with pytest.raises(UserError, match="holds more than the 50,000 bytes allowed for it; nothing of it is kept"):
+        download("eurosat", tmp_path, silent, table)
+    assert not [path for path in tree(tmp_path / "eurosat") if "Forest" in path or "tar" in path]
+
+
 def test_a_cut_connection_goes_on_where_it_was(host: Host, tmp_path: Path, eurosat: Table) -> None:
     host.cut_after = len(CONTENT) // 10
     with pytest.raises(UserError, match=f"the connection broke {ATTEMPTS} times; start again to go on from there"):
@@ -376,12 +384,12 @@ def test_archives_that_are_cut_short_or_none(tmp_path: Path, compression: str) -
     whole = tar({"a/b.bin": os.urandom(50_000), "./c": b"c"}, compression)
     file = tmp_path / "archive.tar"
     file.write_bytes(whole)
-    unpack(file, tmp_path / "whole")
+    unpack(file, tmp_path / "whole", 1 << 30)
     assert tree(tmp_path / "whole")["c"] == b"c"
     for number, content in enumerate((whole[: len(whole) // 2], b"no archive", b"")):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"archive.tar: cannot be unpacked"):
-            unpack(file, tmp_path / f"{number}")
+            unpack(file, tmp_path / f"{number}", 1 << 30)
 
 
 def test_another_archive_than_expected(host: Host, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_nothing_is_written_outside(ending: str, members: Members) -> None:
         written(archive, [(n.replace("@OUT@", inner), k, to.replace("@OUT@", str(out))) for n, k, to in members])
         before = archive.read_bytes()
         try:
-            unpack(archive, target)
+            unpack(archive, target, 1 << 20)
         except UserError as error:
             assert str(archive) in str(error)
         assert archive.read_bytes() == before and (out / "b.jpg").read_bytes() == b"mine"
@@ -85,7 +85,7 @@ def test_ordinary_names_unpack(ending: str, start: str, parts: list[str], joint:
     with tempfile.TemporaryDirectory() as folder:
         archive, target = Path(folder, f"a.{ending}"), Path(folder, "target")
         written(archive, [(start + parts[0], "folder", ""), (start + joint.join([*parts, "1.jpg"]), "file", "")])
-        unpack(archive, target)
+        unpack(archive, target, 1 << 20)
         assert [path for path in target.rglob("*") if path.is_file()] == [target.joinpath(*parts, "1.jpg")]
 
 
