@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import ray
+from ray._private import ray_constants
 
 import ammpl
 from ammpl.errors import UserError, reason_of
@@ -51,16 +52,17 @@ def connected(address: str | None) -> Iterator[None]:
             scratch = tempfile.mkdtemp(prefix="ammpl-ray-", dir=root)
             if not _TOKENS & os.environ.keys() and not _home_takes_a_token():
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray ends over it
-            ray.init(
-                "local",  # else one that somebody has started on this machine is joined
-                _temp_dir=scratch,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                # A process a CPU, ahead: Tune's actors have an environment of their own, and would use none of them.
-                _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
-            )
+            with _on_loopback():
+                ray.init(
+                    "local",  # else one that somebody has started on this machine is joined
+                    _temp_dir=scratch,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    # A process a CPU, ahead: Tune's actors have an environment of their own, and would use none.
+                    _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
+                )
         else:
             _join(address)
         yield
@@ -68,6 +70,17 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray listen on this machine's loopback address only; it would on all, and replaces one that it is given."""
+    enabled = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
 
 
 def _home_takes_a_token() -> bool:

@@ -1,0 +1,79 @@
+"""Who else reaches the Ray of a study on this machine: nobody from the network, no other user from the machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from ammpl.study.engine import ray_cluster
+
+ASKS = """\
+import os, sys
+from ray._raylet import GcsClient
+if len(sys.argv) > 2 and os.geteuid() == 0:  # else the same user, without the token
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+print("jobs:", len(GcsClient(address=sys.argv[1]).get_all_job_info()))
+"""
+
+
+@pytest.fixture
+def gcs() -> Iterator[str]:
+    """The address of a local study's Ray."""
+    with ray_cluster.connected(None):
+        yield ray.get_runtime_context().gcs_address
+
+
+def listening(pid: int) -> set[str]:
+    """Return the addresses, in hexadecimal, on which a process and those that it started listen."""
+    inodes, pids = set(), [pid]
+    while pids:
+        process = Path("/proc", str(pids.pop()))
+        for descriptor in (process / "fd").iterdir():
+            if descriptor.is_symlink() and (target := str(descriptor.readlink())).startswith("socket:["):
+                inodes.add(target[8:-1])
+        for task in (process / "task").iterdir():
+            pids += map(int, (task / "children").read_text().split())
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # a state: listening
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
+def test_a_local_study_listens_on_the_loopback_address_only(gcs: str) -> None:
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is there, too
+    assert gcs.startswith("127.0.0.1:")
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert listening(os.getpid()) and listening(os.getpid()) <= loopback
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        outward.connect(("192.0.2.1", 9))  # sends nothing; tells the address that the network sees
+        own = outward.getsockname()[0]
+    if own != "127.0.0.1":
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((own, int(gcs.rpartition(":")[2])), timeout=10)
+
+
+def test_another_user_of_the_machine_is_refused(gcs: str, tmp_path: Path) -> None:
+    def ask(*words: str, **others: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", ASKS, gcs, *words]
+        return subprocess.run(
+            command, env=os.environ | others, cwd="/", capture_output=True, text=True, timeout=100, check=False
+        )
+
+    assert "jobs: 1" in ask().stdout
+    tmp_path.chmod(0o777)
+    done = ask("stranger", HOME=str(tmp_path), RAY_AUTH_TOKEN="")
+    assert done.returncode != 0 and "jobs:" not in done.stdout
+    assert "token" in (done.stdout + done.stderr).lower(), done.stderr
