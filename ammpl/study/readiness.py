@@ -233,6 +233,12 @@ def _ray(surroundings: Surroundings) -> Iterator[Finding]:
         return
     has = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs on {nodes} node(s)"
     yield Finding("Ray", f"{has}; a task ran on {host} within {time.monotonic() - began:.1f} s")
+    if surroundings.ray_address:
+        yield Finding(
+            "Ray's ports", "whoever is let in runs code as you: keep them in a private network, with a token"
+        )
+    else:
+        yield Finding("Ray's ports", "on 127.0.0.1 only, for who has your token")
     yield _start(surroundings, started)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from ray._private import services
 
+from ammpl.errors import UserError
 from ammpl.study.engine import ray_cluster
 
 ASKS = """\
@@ -65,6 +69,12 @@ def test_a_local_study_listens_on_the_loopback_address_only(gcs: str) -> None:
             socket.create_connection((own, int(gcs.rpartition(":")[2])), timeout=10)
 
 
+def test_what_ray_keeps_on_the_disk_is_closed_to_other_users(gcs: str) -> None:
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert (session / "sockets").is_dir()
+    assert session.parents[1].stat().st_mode & 0o777 == 0o700
+
+
 def test_another_user_of_the_machine_is_refused(gcs: str, tmp_path: Path) -> None:
     def ask(*words: str, **others: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", ASKS, gcs, *words]
@@ -77,3 +87,38 @@ def test_another_user_of_the_machine_is_refused(gcs: str, tmp_path: Path) -> Non
     done = ask("stranger", HOME=str(tmp_path), RAY_AUTH_TOKEN="")
     assert done.returncode != 0 and "jobs:" not in done.stdout
     assert "token" in (done.stdout + done.stderr).lower(), done.stderr
+
+
+@pytest.mark.parametrize("reached", ["from this machine alone", "without an answer"])
+def test_a_head_that_is_reached_half_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reached: str
+) -> None:
+    """Both greet as a head does; Ray tried for minutes, with lines of its C++ parts on the terminal."""
+    own = services.resolve_ip_for_localhost("127.0.0.1")
+    alone = reached == "from this machine alone"
+    if alone and own == "127.0.0.1":
+        pytest.skip("this machine has no other address")
+    monkeypatch.setattr(ray_cluster, "SECONDS", 2.0)
+    if not alone:
+        monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda host: host)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=greet, args=(server,), daemon=True).start()
+        port = server.getsockname()[1]
+        rule = "no head of a Ray cluster answers there within 2 s"
+        if alone:
+            rule = f"Ray takes {own}:{port} for it, and nothing answers there"
+        with pytest.raises(UserError, match=f"^--ray-address: {rule}"), ray_cluster.connected(f"127.0.0.1:{port}"):
+            pass
+    assert capfd.readouterr().err == ""
+
+
+def greet(server: socket.socket) -> None:
+    """Answer each connection with an empty SETTINGS frame, and with nothing more."""
+    with contextlib.suppress(OSError):  # closed
+        while True:
+            connection, _ = server.accept()
+            connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            KEPT.append(connection)
+
+
+KEPT: list[socket.socket] = []

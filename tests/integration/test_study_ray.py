@@ -360,7 +360,10 @@ def test_what_fits_on_clusters_with_gpus(
 @pytest.mark.parametrize(
     ("address", "rule"),
     [
-        ("127.0.0.1:9", r"nothing answers there \(Connection refused\), got '127.0.0.1:9'"),
+        (
+            "127.0.0.1:9",
+            r"(Ray takes \S+ for it, and )?nothing answers there \(Connection refused\), got '127.0.0.1:9'",
+        ),
         ("ray://127.0.0.1:10001", "must be the HOST:PORT of a cluster's head, or 'auto'"),
         ("localhost", "must be the HOST:PORT"),
         ("host:99999", "must be the HOST:PORT"),

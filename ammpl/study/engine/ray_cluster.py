@@ -7,20 +7,23 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of Cython
 
 import ammpl
 from ammpl.errors import UserError, reason_of
 from ammpl.study.engine.packing import MOST_TRIALS, share
 from ammpl.study.engine.ray_worker import Resources
-from ammpl.study.reachable import head_problem
+from ammpl.study.reachable import SECONDS, head_problem
 
 _TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 """Where a user names the token that lets into a cluster."""
@@ -55,7 +58,7 @@ def connected(address: str | None) -> Iterator[None]:
             with _on_loopback():
                 ray.init(
                     "local",  # else one that somebody has started on this machine is joined
-                    _temp_dir=scratch,
+                    _temp_dir=f"{scratch}/r",  # Ray opens it to all users; the folder above it is closed
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
                     log_to_driver=False,
@@ -102,14 +105,51 @@ def _join(address: str) -> None:
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UserError(where, "must be the HOST:PORT of a cluster's head, or 'auto'", got=address, fix=fix)
         encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-        if problem := head_problem(host.strip("[]"), int(port), encrypted):
+        named = host.strip("[]")
+        taken = services.resolve_ip_for_localhost(named)  # as Ray will: this machine's own address
+        if problem := head_problem(taken, int(port), encrypted):
+            if taken != named:
+                problem = f"Ray takes {taken}:{port} for it, and {problem}"
             raise UserError(where, problem, got=address, fix=fix)
+        with _silence():
+            if not _answers(f"{taken}:{port}"):
+                raise UserError(
+                    where, f"no head of a Ray cluster answers there within {SECONDS:g} s", got=address, fix=fix
+                )
     try:
         # Staged on each node once, by its content: all run the driver's version of this package.
         package = {"py_modules": [str(Path(ammpl.__file__).resolve().parent)]}
-        ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
+        with _silence():
+            ray.init(address=address, runtime_env=package, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(where, f"Ray cannot connect ({reason_of(error)})", got=address, fix=fix) from None
+
+
+def _answers(address: str) -> bool:
+    """Return whether a head's first answer comes in time; Ray would try for minutes."""
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # a refusal is an answer, and ray.init says which
+            GcsClient(address=address)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SECONDS)
+    return not asking.is_alive()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the lines off the terminal that Ray's C++ parts write past Python; what matters is raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def busy(resources: Resources, patience: float = 10.0) -> str | None:
