@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,30 @@ def test_a_later_session_goes_on_in_the_same_runs(store: tuple[str, Path], monke
     assert "pruned_step" not in runs["search-0001"].data.tags
     assert "reason" not in runs["search-0004"].data.tags
     assert parent(uri, folder).info.status == "KILLED"
+
+
+def test_a_store_that_moved_to_another_address_has_the_same_runs(store: tuple[str, Path], tmp_path: Path) -> None:
+    uri, folder = store
+    if not uri.startswith("sqlite:"):
+        pytest.skip("a file is moved")
+    (tmp_path / "moved.db").write_bytes((folder.parent / "mlflow.db").read_bytes())
+    other = f"sqlite:///{tmp_path}/moved.db"
+    copied = shutil.copytree(folder, tmp_path / folder.name)
+    before = {run.info.run_id for run in children(other, copied).values()}
+    told = tracker(other, copied)
+    told.check()
+    for key in ("search-0000", "search-0001"):
+        told.trial_started(TRIALS[key])
+        report(told, key, 20)
+    told.close()
+    assert told.warnings == ()
+    assert {run.info.run_id for run in children(other, copied).values()} == before
+    assert json.loads((copied / "mlflow.json").read_text())["tracking_uri"] == other
+    fresh = f"sqlite:///{tmp_path}/fresh.db"  # which has never heard of the study
+    told = tracker(fresh, copied)
+    told.check()
+    told.close()
+    assert children(fresh, copied) == {}
 
 
 def test_a_server_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:

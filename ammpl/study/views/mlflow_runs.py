@@ -111,9 +111,9 @@ class Runs(Retries):
                     self._adopt(key, run)
         else:
             found = self._new_parent()
-            remembered = {"tracking_uri": self.study["shown_uri"], "experiment_id": found[0], "run_id": found[1]}
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.write_text(json.dumps(remembered, indent=2) + "\n", encoding="utf-8")
+        remembered = {"tracking_uri": self.study["shown_uri"], "experiment_id": found[0], "run_id": found[1]}
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.write_text(json.dumps(remembered, indent=2) + "\n", encoding="utf-8")
         self.parent = found
         self.reply(re="ready", parent={"experiment_id": found[0], "run_id": found[1]})
 
@@ -144,14 +144,13 @@ class Runs(Retries):
         return experiment_id, run_id
 
     def _remembered(self, link: Path) -> tuple[str, str] | None:
+        """Return the run that the folder remembers, if this store has it: it may have moved to another address."""
         from mlflow.exceptions import MlflowException
 
         try:
             saved = json.loads(link.read_text(encoding="utf-8"))
-            if saved["tracking_uri"] != self.study["shown_uri"]:
-                return None
             info = self.client.get_run(saved["run_id"]).info
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
