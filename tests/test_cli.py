@@ -302,7 +302,7 @@ def test_a_space_file_needs_no_command_and_none_is_the_default_one(ran: list[Any
 
 def test_a_dry_run_checks_and_prints_a_space_that_can_be_run(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(Path().rglob("*"))
-    assert _main(space, "--dry-run", "--trials", 9) == 0
+    assert _main(space, "--dry-run", "--full", "--trials", 9) == 0
     text = capsys.readouterr().out
     assert sorted(Path().rglob("*")) == before
     printed = parse_yaml(text, "printed")

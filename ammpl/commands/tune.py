@@ -13,6 +13,7 @@ from ammpl.commands.command import EXIT_SUCCESS, Command
 from ammpl.commands.ending import exit_code, show
 from ammpl.commands.surroundings import add_help, add_surroundings, study_folder, surroundings_of
 from ammpl.errors import UserError
+from ammpl.escaping import terminal_line
 from ammpl.study.settings import Settings, check_machine, home_of, output_of, saved_spaces, study_space
 from ammpl.study.space.space_file import StudySpace
 from ammpl.yaml_file import dump_yaml, parse_yaml
@@ -37,8 +38,7 @@ examples:
   python tune.py search_spaces/ablation_mask.yaml   variants on the same repeats
   python tune.py my.yaml --trials 50 --shots 4 --set training.steps=200
 
-exit codes: 0 done, 1 no result (no trial completed, or they all fail), 2
-something to mend (file, flag, disk), 130 interrupted"""
+exit codes: 0 done, 1 no result, 2 something to mend, 130 interrupted"""
     parser.add_argument_group("what runs").add_argument(
         "space",
         nargs="?",
@@ -77,7 +77,8 @@ something to mend (file, flag, disk), 130 interrupted"""
     add_surroundings(parser)
 
     other = parser.add_argument_group("other")
-    other.add_argument("--dry-run", action="store_true", help="check all, print the study, run nothing (default: run)")
+    other.add_argument("--dry-run", action="store_true", help="check all, print what would run (default: run)")
+    other.add_argument("--full", action="store_true", help="with --dry-run: print every default (default: a summary)")
     other.add_argument(
         "--version",
         action="version",
@@ -99,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     space = study_space(arguments.space, "command line", **_settings(arguments))
     if arguments.dry_run:
         return _dry_run(space, arguments)
+    if arguments.full:
+        raise UserError("--full", "belongs to --dry-run", fix="--dry-run --full")
     study = ammpl.study.run(space, **surroundings_of(arguments))
     show(study, Console())
     return exit_code(study)
@@ -139,6 +142,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     from ammpl.study.engine.preparation import prepare_data
     from ammpl.study.engine.work import configurations
+    from ammpl.study.preview import preview
     from ammpl.study.record.folder import check_output
     from ammpl.training.run import preflight  # imports torch, which a run leaves to its workers
 
@@ -148,5 +152,9 @@ def _dry_run(space: StudySpace, arguments: argparse.Namespace) -> int:
     prepare_data(configs, home, arguments.quiet)
     for config in configs:
         preflight(config, home)
-    print(dump_yaml(space.resolved()), end="")
+    if arguments.full:
+        print(dump_yaml(space.resolved()), end="")
+    else:
+        print(*map(terminal_line, preview(space, configs, home)), sep="\n")
+        print("nothing was run; --dry-run --full prints the space with every default")
     return EXIT_SUCCESS

@@ -77,6 +77,10 @@ def test_a_study_on_a_folder_of_pictures(tmp_path: Path, pictures: Path, sqlite_
     assert "--skip-broken" in done.stderr and "Traceback" not in done.stderr
     done = tune(tmp_path, "own.yaml", *flags[:2], "--dry-run", "--skip-broken")
     assert done.returncode == 0 and "1 pictures left out" in done.stderr
+    assert "study own; trials at most: search 1, confirm 2, test 2" in done.stdout
+    (zero,) = (line.split() for line in done.stdout.splitlines() if line.startswith("  zero "))
+    assert sum(map(int, zero[1:])) == len(list((pictures / "zero").iterdir()))
+    assert "1 training pictures a class are drawn; a trial takes 2 steps" in done.stdout
 
 
 def test_prepare(tmp_path: Path) -> None:

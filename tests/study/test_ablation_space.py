@@ -164,6 +164,6 @@ def test_a_missing_kind_or_key() -> None:
 
 def test_a_dry_run_prints_the_resolved_ablation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "masks.yaml").write_text(dump_yaml(ABLATION))
-    assert cli.main([str(tmp_path / "masks.yaml"), "--dry-run"]) == 0
+    assert cli.main([str(tmp_path / "masks.yaml"), "--dry-run", "--full"]) == 0
     printed = parse_yaml(capsys.readouterr().out, "printed")
     assert printed == parse_yaml(dump_yaml(ablation_space().resolved()), "resolved")

@@ -61,6 +61,7 @@ def test_what_is_set_is_no_longer_searched(study: Path, capsys: pytest.CaptureFi
         "--set",
         "training.steps=2",
         "--dry-run",
+        "--full",
         "--quiet",
     ]
     assert cli.main(command) == 0
