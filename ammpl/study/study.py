@@ -44,7 +44,7 @@ from ammpl.study.result.summary import StudySummary
 from ammpl.study.space.ablation_space import AblationSpace
 from ammpl.study.space.budget import trials_text
 from ammpl.study.space.space_file import StudySpace
-from ammpl.study.trial import INTERRUPTED, Execute, Observer
+from ammpl.study.trial import INTERRUPTED, Execute, MachineError, Observer
 from ammpl.study.views.console import Console
 from ammpl.study.views.stores import Stores, Views, started, undelivered
 from ammpl.yaml_file import dump_yaml
@@ -251,8 +251,9 @@ class _Session:
             )
         except BaseException as error:
             # Also after a fault of ours, or a second Ctrl-C: what is known is kept.
-            summary = self.end(completed=False)
-            if not self.is_unwritable(error):
+            machines = str(error) if isinstance(error, MachineError) else None
+            summary = self.end(completed=False, machines=machines)
+            if machines is None and not self.is_unwritable(error):
                 raise
         else:
             summary = self.end(completed)
@@ -341,19 +342,29 @@ class _Session:
             self._view.notice("asked to stop: no more trials begin, those that run are let end")
         return asked
 
-    def end(self, completed: bool) -> StudySummary | None:
-        """Write and return what came out; None if nothing had started; nothing is left behind of a new study then."""
+    def end(self, completed: bool, machines: str | None = None) -> StudySummary | None:
+        """Write and return what came out; None if nothing had started; nothing is left behind of a new study then.
+
+        Args:
+            completed: whether it came to its end.
+            machines: a fault of the machine that kept it from that.
+        """
         if not self._started:
             if self._there is not None:
                 remove_folder(self._folder, self._there)
             return None
-        errors, stopped = [], None
+        errors: list[str] = []
+        stopped = None
+        if machines is not None:
+            fix = f"mend that, then go on with: python tune.py resume {self._folder}"
+            errors, stopped = [str(UserError(str(self._folder), machines, fix=fix))], "the machine cannot go on"
         with contextlib.suppress(OSError):  # which is the observers' failure then: the views are to hear of it
             self._observers.write()
         if isinstance(failure := self._observers.failure, OSError):
-            errors, stopped = [str(_unwritable(self._folder, failure))], "the study's records cannot be written"
+            errors.append(str(_unwritable(self._folder, failure)))
+            stopped = "the study's records cannot be written"
         if not completed:
-            self._plan.interrupt(stopped or INTERRUPTED)
+            self._plan.interrupt(INTERRUPTED if machines else stopped or INTERRUPTED)
         seconds = self._records.log.clock()
         summary = summarize_study(self._plan, self._folder, interrupted=not completed, seconds=seconds)
         stopped = stopped or summary.stopped

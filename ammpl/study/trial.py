@@ -20,6 +20,10 @@ class State(StrEnum):
     LOST = "LOST"  # nobody's fault: its process or node died, or the study was interrupted
 
 
+class MachineError(Exception):
+    """The machine, not a trial, keeps a study from going on: a full disk, a process of Ray that has died."""
+
+
 INTERRUPTED = "interrupted"
 """The reason of trials that are LOST because the study was ended before its time; when it goes on, so do they."""
 

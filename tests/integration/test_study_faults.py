@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -15,9 +16,11 @@ import pytest
 
 from ammpl.study.engine.ray_engine import run_plan
 from ammpl.study.engine.ray_worker import Resources
+from ammpl.study.engine.worker import Attempt, End
 from ammpl.study.plan.search_plan import Plan
-from ammpl.study.trial import State, Trial
+from ammpl.study.trial import MachineError, State, Trial
 from tests.study.fakes import Recorder, small_space
+from tests.study.scripted import other_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -112,3 +115,50 @@ def test_a_trial_that_takes_too_long_has_failed_and_its_worker_is_replaced(tmp_p
     pids = [curve[0][1]["pid"] for curve in recorder.curves.values()]
     assert pids[0] == pids[1] != pids[2]
     assert _is_gone(int(pids[1]))
+
+
+def test_a_fault_of_the_machine_interrupts_a_trial_and_does_not_fail_it(tmp_path: Path) -> None:
+    def full_at_first(trial: Trial, folder: Path) -> Any:
+        tried = tmp_path / f"tried-{trial.key}"
+        times = len(tried.read_text()) if tried.exists() else 0
+        tried.write_text("x" * (times + 1))
+        yield from _evaluations(trial)
+        if trial.key == "search-0001" and times < 2:
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:  # as a library may tell it
+                raise RuntimeError("could not save") from error
+
+    for name in ("passes", "stays"):
+        (tmp_path / name).mkdir()
+    plan, recorder = _run(tmp_path / "passes", full_at_first, 1, budget={"trials": 3}, confirm=None)
+    assert {outcome.state for outcome in recorder.outcomes.values()} == {State.COMPLETE}
+
+    def full(trial: Trial, folder: Path) -> Any:
+        yield from _evaluations(trial)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    recorder = Recorder()
+    plan = Plan(small_space(pruner=NO_PRUNER), "small", tmp_path / "stays", recorder)
+    with pytest.raises(MachineError, match=r"search-0000 ended 3 times by OSError: .*No space left on device"):
+        run_plan(lambda: plan, full, tmp_path / "stays", Resources(1))
+    assert recorder.outcomes == {} and [trial.key for trial in plan.running] == ["search-0000"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "x"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (OSError("IOError: write failed. Detail: [errno 28] No space left on device"), True),
+        (FileNotFoundError(errno.ENOENT, "x"), False),
+        (RuntimeError("loss is NaN"), False),
+    ],
+)
+def test_faults_of_the_machine_are_told_from_a_trials(error: Exception, expected: bool, tmp_path: Path) -> None:
+    def raises(trial: Trial, folder: Path) -> Any:
+        raise error
+        yield
+
+    end = Attempt(raises, other_trial("search", "0", 1), tmp_path / "trial").next()
+    assert isinstance(end, End) and end.machine is expected

@@ -18,7 +18,7 @@ from ammpl.study.engine.ray_worker import Parcel, Resources
 from ammpl.study.engine.worker import End, Evaluation, Ready
 from ammpl.study.plan.ablation_plan import StudyPlan
 from ammpl.study.space.budget import duration_text, trials_text
-from ammpl.study.trial import OVERDUE, State, Trial
+from ammpl.study.trial import OVERDUE, MachineError, State, Trial
 
 RETRIES = 2  # times that a trial whose worker died is run again
 
@@ -48,6 +48,7 @@ class Bridge:
         plan: None until it has started.
         crash: the exception that ended the run.
         stopping: set to end the run.
+        gone: set by another thread: why Ray can no longer be asked anything.
         stopped: whether it handed out no more trials because it was asked to stop.
     """
 
@@ -63,6 +64,7 @@ class Bridge:
         self.plan: StudyPlan | None = None
         self.crash: BaseException | None = None
         self.stopping = threading.Event()
+        self.gone: MachineError | None = None
         self.stopped = False
         self._asked_to_stop = asked_to_stop
         self._notice = notice
@@ -215,6 +217,10 @@ class Bridge:
             self._plan.finish(trial, news.seconds, gpus=gpus)
         elif news.out_of_memory and 0 < gpus < 1:
             self._alone.append(trial)
+        elif news.machine:  # on another node it may run
+            if self._count_loss(trial.key) > RETRIES:
+                raise MachineError(f"{trial.key} ended {RETRIES + 1} times by {news.failure}")
+            self._lost.append(trial)
         else:
             reason = news.failure + (OUT_OF_MEMORY if news.out_of_memory else "")
             self._plan.finish(trial, news.seconds, state=State.FAILED, reason=reason, gpus=gpus)

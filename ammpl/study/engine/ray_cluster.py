@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -48,6 +49,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     scratch: str | None = None
+    agents: list[int] = []
     try:
         if address is None:
             # Unix sockets below it: their paths may have 107 characters at most.
@@ -66,13 +68,27 @@ def connected(address: str | None) -> Iterator[None]:
                     # A process a CPU, ahead: Tune's actors have an environment of their own, and would use none.
                     _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
                 )
+            agents = _agents()
         else:
             _join(address)
         yield
     finally:
         ray.shutdown()
+        for pid in agents:  # where Ray's other processes were killed, they go on
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().startswith("ray::"):
+                    os.kill(pid, signal.SIGKILL)
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _agents() -> list[int]:
+    """Return the processes that the raylet of this machine has started for itself, where the system tells."""
+    found: list[int] = []
+    for raylet in ray._private.worker._global_node.all_processes.get("raylet", ()):
+        for tasks in Path(f"/proc/{raylet.process.pid}/task").glob("*/children"):
+            found += map(int, tasks.read_text().split())
+    return found
 
 
 @contextlib.contextmanager

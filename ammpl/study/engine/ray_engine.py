@@ -27,7 +27,15 @@ from ammpl.study.engine.carried import marked
 from ammpl.study.engine.ray_bridge import Bridge
 from ammpl.study.engine.ray_worker import Resources, worker_class
 from ammpl.study.plan.ablation_plan import StudyPlan
-from ammpl.study.trial import INTERRUPTED, Execute
+from ammpl.study.trial import INTERRUPTED, Execute, MachineError
+
+VITAL = ("raylet", "gcs_server")
+"""Processes of Ray without which nothing runs; of a cluster that was joined they are not this machine's to watch."""
+WATCH_SECONDS = 1.0
+
+
+class _RayGoneError(BaseException):
+    """Leaves Tune's loop where its clean-up would ask a process that has died; so it is no Exception."""
 
 
 class _PlanSearcher(Searcher):  # type: ignore[misc]  # untyped in Ray
@@ -99,6 +107,8 @@ class _PlanScheduler(TrialScheduler):  # type: ignore[misc]  # untyped in Ray
         Kills workers that cannot be waited for: all at the end on request, one whose trial takes too long.
         """
         assert self._bridge is not None
+        if self._bridge.gone is not None:
+            raise _RayGoneError
         # Ray keeps at most one idle actor; between phases all of them idle for a moment, and a new one costs seconds.
         kept = self._bridge.resources
         if self._bridge.waits_for_gpu:
@@ -197,7 +207,7 @@ def run_plan(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
-        with _first_interrupt(bridge.stopping) as interrupted:
+        with _first_interrupt(bridge.stopping) as interrupted, _watched(bridge):
             tuner.fit()
     if bridge.crash is not None:
         raise bridge.crash
@@ -235,6 +245,29 @@ def _first_interrupt(stopping: threading.Event) -> Iterator[threading.Event]:
         yield interrupted
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _watched(bridge: Bridge) -> Iterator[None]:
+    """Notice that a process of the Ray on this machine has died without which nothing goes on: Tune would wait."""
+    node, over = ray._private.worker._global_node, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            if dead := [name for name, _ in node.dead_processes() if name in VITAL]:
+                bridge.gone = MachineError(f"Ray's process {dead[0]} has died")
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
+    if node is not None:
+        watching.start()
+    try:
+        yield
+    except _RayGoneError:
+        assert bridge.gone is not None
+        raise bridge.gone from None
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager

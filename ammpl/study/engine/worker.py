@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import re
 import sys
 import time
 import traceback
@@ -19,6 +21,12 @@ from ammpl.study.engine.carried import Files
 from ammpl.study.engine.packing import Memory
 from ammpl.study.trial import Execute, Trial
 
+MACHINE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENODEV", "ENXIO", "EMFILE", "ENFILE", "ENOTCONN")
+    if hasattr(errno, name)
+}
+"""Of disks that are full, broken or gone, and of too many open files: none of them a trial's own."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -35,11 +43,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class End:
-    """A trial ran out (``failure`` is None) or raised, perhaps for want of GPU memory."""
+    """A trial ran out (no ``failure``) or raised: by itself, for want of GPU memory, or by the machine's fault."""
 
     seconds: float
     failure: str | None = None
     out_of_memory: bool = False
+    machine: bool = False
     files: Files = field(default_factory=dict)
 
 
@@ -81,7 +90,7 @@ class Attempt:
             reason = name if text == name else f"{name}: {text}"
             with contextlib.suppress(OSError):  # on a full disk the reason is all there is
                 (self._folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            end = End(self._seconds(), reason, _is_out_of_memory(error))
+            end = End(self._seconds(), reason, _is_out_of_memory(error), _is_machines(error))
         # Only here are the frames gone that the exception held, with all their tensors.
         _release_memory()
         return end
@@ -102,6 +111,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     texts = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+
+
+def _is_machines(error: BaseException | None) -> bool:
+    """Whether an exception, or one that led to it, is a fault of the machine that may pass: no room on a disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            return True
+        # Libraries in Rust (safetensors) and C++ (Arrow) tell the number in the text alone.
+        if (told := re.search(r"\(os error (\d+)\)|\berrno:? (\d+)", str(error))) and int(
+            told[1] or told[2]
+        ) in MACHINE_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _release_memory() -> None:
