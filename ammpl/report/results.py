@@ -13,7 +13,7 @@ from typing import Any
 from ammpl.config import Scalar
 from ammpl.report.statistics import Values
 from ammpl.study.plan.base_plan import TEST_METRICS
-from ammpl.study.plan.replay import check_study, read_present_space
+from ammpl.study.plan.replay import beyond_log, check_study, read_present_space
 from ammpl.study.record.event_log import FILE, Event, Line, read_history
 from ammpl.study.result.labels import params_text
 from ammpl.study.result.statistics import Estimate, estimate
@@ -241,6 +241,8 @@ def read_study(folder: Path) -> StudyResult:
     history = read_history(folder / FILE)
     space = read_present_space(folder, history)
     summary = _json(folder / "summary.json")
+    if lacking := beyond_log(folder, history.states):
+        summary = {**summary, "notes": [*summary.get("notes", ()), lacking]}
     environments = [folder / "environment.json", *sorted(folder.glob("environment-*.json"))]
     return StudyResult(
         folder,

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ammpl.errors import UserError
-from ammpl.study.plan.replay import check_study
+from ammpl.study.plan.replay import beyond_log, check_study
 from ammpl.study.record.event_log import FILE, Event, History, read_history, space_file
 from ammpl.study.record.folder import is_asked_to_stop, is_locked
 from ammpl.study.space.ablation_space import AblationSpace
@@ -50,6 +50,8 @@ def status(folder: Path) -> list[str]:
     if history.has_ended and (winner := _winner(folder)):
         lines.append(winner)
     lines.append(f"time: {duration_text(history.seconds) or '0 s'}")
+    if lacking := beyond_log(folder, states_of):
+        lines.append(f"warning: {lacking}")
     return lines
 
 

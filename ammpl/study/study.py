@@ -24,7 +24,7 @@ from ammpl.study.engine.runner import warm_process
 from ammpl.study.engine.work import Work, work_for
 from ammpl.study.plan.ablation_plan import AblationPlan, StudyPlan
 from ammpl.study.plan.extension import Extension, extended_space
-from ammpl.study.plan.replay import begin_version, check_study, read_versions, replay
+from ammpl.study.plan.replay import begin_version, check_study, read_versions, replay, restore_space
 from ammpl.study.plan.search_plan import Plan
 from ammpl.study.record.environment import describe_environment
 from ammpl.study.record.event_log import FILE, end_log, read_history, space_file
@@ -137,6 +137,7 @@ def resume_study(
     Raises:
         UserError: the folder is no study's, is being run, was changed since, or something else the user can mend.
     """
+    restore_space(folder)
     check_study(folder)
     with locked(folder):
         history = read_history(folder / FILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,10 @@ import pytest
 
 from ammpl import cli
 from ammpl.errors import UserError
+from ammpl.report.results import read_study
 from ammpl.study.plan.replay import check_study
 from ammpl.study.record.folder import locked
+from ammpl.study.status import status
 from ammpl.study.study import Options, resume_study, run_study
 from ammpl.yaml_file import dump_yaml
 from tests.integration.mlflow_store import children, curve, parent, states
@@ -212,10 +215,50 @@ def test_a_study_that_was_changed_is_refused_and_left_as_it_is(study: Path) -> N
         resume_study(study, OPTIONS, execute=execute)
     changed = log_to_change(study)  # as an earlier version, or somebody who knows how, would leave it
     (study / "events.jsonl").write_text(changed)
-    with pytest.raises(UserError, match=r"started search-0007 then, started search-0001 now"):
+    with pytest.raises(
+        UserError, match=r"lacks 1 trial that trials.parquet has \(search-0001\): it was cut or changed"
+    ):
         resume_study(study, OPTIONS, execute=execute)
     (study / "events.jsonl").write_text(log)
     assert {path.name: path.read_bytes() for path in study.iterdir() if path.is_file()} == before
+
+
+def test_a_log_that_was_cut_at_a_lines_end_is_told_by_the_tables(study: Path) -> None:
+    """Its checksums hold: only the tables know what came after."""
+    log = (study / "events.jsonl").read_text()
+    keys = [event["key"] for event in map(json.loads, log.splitlines()) if event["event"] == "finished"]
+    cut = log.index('"finished"', log.index('"finished"') + 1)
+    (study / "events.jsonl").write_text(log[: log.rindex("\n", 0, cut) + 1])
+    with pytest.raises(UserError, match=rf"lacks \d+ trials? that trials.parquet has \({keys[1]}") as caught:
+        resume_study(study, OPTIONS, execute=execute)
+    assert "put back the whole file" in str(caught.value)
+    assert any(line.startswith("warning: events.jsonl lacks") for line in status(study))
+    assert any("events.jsonl lacks" in note for note in read_study(study).summary["notes"])
+    (study / "events.jsonl").write_text(log)
+    assert not any(line.startswith("warning") for line in status(study))
+    assert resume_study(study, OPTIONS, execute=execute) is not None
+
+
+@pytest.mark.parametrize("lost", ["empty", "missing"])
+def test_a_space_file_that_a_loss_of_power_took_comes_back_from_the_log(study: Path, lost: str) -> None:
+    path, text = study / "study.yaml", (study / "study.yaml").read_text()
+    path.unlink()
+    if lost == "empty":
+        path.touch()
+    with pytest.raises(UserError, match=rf"python tune.py resume {study} writes it again from events.jsonl"):
+        status(study)
+    assert resume_study(study, OPTIONS, execute=execute) is not None
+    assert path.read_text() == text
+
+    # A log of an earlier version does not have it; nobody is told to remove what has results.
+    first, rest = (study / "events.jsonl").read_text().split("\n", 1)
+    event = {name: value for name, value in json.loads(first).items() if name not in ("space", "chain")}
+    rest = re.sub(r',"chain":"[0-9a-f]{16}"', "", rest)
+    (study / "events.jsonl").write_text(json.dumps(event, separators=(",", ":")) + "\n" + rest)
+    path.write_text("")
+    for act in (status, lambda folder: resume_study(folder, OPTIONS, execute=execute)):
+        with pytest.raises(UserError, match=r"is empty, .* put back a copy; events.jsonl has \d+ trials that ended"):
+            act(study)
 
 
 def test_a_second_driver_is_refused(study: Path) -> None:

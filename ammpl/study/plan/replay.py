@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ammpl.errors import UserError
 from ammpl.study.plan.ablation_plan import StudyPlan
-from ammpl.study.record.event_log import FILE, EventLog, History, space_file, study_sha256
-from ammpl.study.record.folder import check_links
+from ammpl.study.record.event_log import FILE, EventLog, History, read_history, space_file, study_sha256
+from ammpl.study.record.folder import check_links, write_text
+from ammpl.study.space.budget import trials_text
 from ammpl.study.space.space_file import StudySpace, read_space
 from ammpl.study.trial import State
 
@@ -20,15 +25,57 @@ def check_study(folder: Path) -> None:
     """Raise UserError unless a folder is a study's, and nothing in it leads out of it."""
     if not folder.is_dir():
         raise UserError(str(folder), "is not a folder", fix="name the folder of a study")
-    path = folder / "study.yaml"
+    check_links(folder)
+    path = space_file(folder)
+    if path.is_file() and path.stat().st_size:
+        return
+    history = read_history(folder / FILE)
+    if history.lines:
+        rule = "is not there" if not path.is_file() else "is empty, as after a loss of power"
+        fix = f"put back a copy; {FILE} has {trials_text(len(history.states))} that ended"
+        if _space_of(history) is not None:
+            fix = f"python tune.py resume {folder} writes it again from {FILE}"
+        raise UserError(str(path), rule, fix=fix)
     if not path.is_file():
         raise UserError(
             str(folder), "is not the folder of a study: it has no study.yaml", fix="name one below studies/"
         )
-    if not path.stat().st_size:
-        fix = f"remove the folder and run the space file again with --output {folder}"
-        raise UserError(str(folder), "has a study that died before its begin", fix=fix)
-    check_links(folder)
+    fix = f"remove the folder and run the space file again with --output {folder}"
+    raise UserError(str(folder), "has a study that died before its begin", fix=fix)
+
+
+def restore_space(folder: Path) -> None:
+    """Write study.yaml again from the log where a loss of power took it."""
+    path = space_file(folder)
+    if not folder.is_dir() or (path.is_file() and path.stat().st_size):
+        return
+    check_links(folder, writes=True)
+    if (text := _space_of(read_history(folder / FILE))) is not None:
+        write_text(path, text)
+
+
+def _space_of(history: History) -> str | None:
+    """Return the text of study.yaml as the study began with it; None where the log does not have it."""
+    event = history.lines[0].event if history.lines else {}
+    text = event.get("space")
+    whole = isinstance(text, str) and hashlib.sha256(text.encode()).hexdigest() == event.get("study_sha256")
+    return text if whole else None
+
+
+def beyond_log(folder: Path, states: Mapping[str, State]) -> str | None:
+    """Return a sentence on trials that ended by the tables and not by the log, whose states are given; else None."""
+    if (folder / "remote.json").exists():
+        return None  # of a copy in an object store, to which tables may have gone after the log
+    try:
+        table = pq.read_table(folder / "trials" / "trials.parquet", columns=["key", "state"])
+        rows = [(str(row["key"]), str(row["state"])) for row in table.to_pylist()]
+    except (OSError, ValueError, pa.ArrowException):  # not there, or damaged: they are made again from the log
+        return None
+    keys = [key for key, state in rows if state != State.LOST and key not in states]
+    if not keys:
+        return None
+    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{FILE} lacks {trials_text(len(keys))} that trials.parquet has ({shown}): it was cut or changed"
 
 
 def read_present_space(folder: Path, history: History) -> StudySpace:
@@ -45,6 +92,9 @@ def read_versions(folder: Path, history: History) -> list[StudySpace]:
     if not history.session and (folder / "trials" / "trials.parquet").exists():
         rule = "does not say how the study began, though there are results: they would be overwritten"
         raise UserError(str(folder / FILE), rule, fix="put back the file of old, or run study.yaml as a new study")
+    if lacking := beyond_log(folder, history.states):
+        fix = "put back the whole file; to go on without them, move the folder trials away"
+        raise UserError(str(folder), lacking, fix=fix)
     begun = [history.session["study_sha256"]] if history.session else [study_sha256(folder)]
     spaces = []
     for version, sha256 in enumerate([*begun, *(line.event["study_sha256"] for line in history.extensions)], 1):

@@ -268,6 +268,9 @@ class EventLog:
     def _begin_session(self) -> None:
         if not self._has_session:
             self._has_session = True
+            path = space_file(self._path.parent)
+            # The log outlives a loss of power that takes the file.
+            space = {} if self.history.lines or not path.is_file() else {"space": path.read_text(encoding="utf-8")}
             self._append(
                 {
                     "event": "session",
@@ -276,6 +279,7 @@ class EventLog:
                     "study_sha256": study_sha256(self._path.parent),
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
+                    **space,
                 }
             )
 

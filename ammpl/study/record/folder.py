@@ -216,15 +216,24 @@ def remove_folder(folder: Path, there: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all.
+    """Write a file that appears whole or not at all, and is on the disk then.
 
     Raises:
         UserError: it cannot be written, as on a full disk.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
+        with contextlib.suppress(OSError):  # not every system lets a folder be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # its entry, too
+            finally:
+                os.close(folder)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise UserError(str(path), f"cannot be written ({error.strerror})", fix=ELSEWHERE) from None
