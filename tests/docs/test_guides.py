@@ -48,12 +48,13 @@ def test_a_folder_of_pictures(place: Place, one_ray: None) -> None:
     assert "mine: mean ± sd over n fresh repeats" in said
     summary = json.loads((place.folder / "studies" / "mine" / "summary.json").read_text(encoding="utf-8"))
     assert summary["test_openings"] == 1
-    assert f"data.name: {place.folder}/pictures" in said  # the dry run's
+    assert "pictures, 10 classes" in said  # the dry run's
+    assert f"data.name: {place.folder}/pictures" in (place.folder / "studies" / "mine" / "study.yaml").read_text()
 
 
 def test_a_data_set_with_lists_of_its_own(place: Place, one_ray: None) -> None:
     said = follow("add_data.md", place)
-    assert f"data.name: {place.folder}/figures/list.csv" in said
+    assert "list, 10 classes" in said
     stored = list(Path(os.environ["AMMPL_STORE"]).rglob("*.arrow"))
     assert len(stored) == 3  # its three lists, as they are
 
