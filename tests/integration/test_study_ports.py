@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import ray
@@ -17,6 +19,7 @@ from ray._private import services
 
 from ammpl.errors import UserError
 from ammpl.study.engine import ray_cluster
+from tests.integration.test_resume import ROOT
 
 ASKS = """\
 import os, sys
@@ -29,11 +32,36 @@ print("jobs:", len(GcsClient(address=sys.argv[1]).get_all_job_info()))
 """
 
 
-@pytest.fixture
-def gcs() -> Iterator[str]:
-    """The address of a local study's Ray."""
-    with ray_cluster.connected(None):
-        yield ray.get_runtime_context().gcs_address
+STUDY = """\
+import json, os, sys
+import ray
+from ammpl.study.engine.ray_cluster import connected
+with connected(None):
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is there, too
+    session = ray._private.worker._global_node.get_session_dir_path()
+    print(json.dumps([ray.get_runtime_context().gcs_address, session]), flush=True)
+    sys.stdin.read()
+"""
+
+
+class Cluster(NamedTuple):
+    """The Ray of a study: the driver's process, its address, its folder."""
+
+    pid: int
+    gcs: str
+    session: Path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """As a study starts it, in a process of its own: here one may be connected already."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STUDY], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        gcs, session = json.loads(driver.stdout.readline())
+        yield Cluster(driver.pid, gcs, Path(session))
+        driver.communicate("", timeout=60)
 
 
 def listening(pid: int) -> set[str]:
@@ -56,28 +84,26 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
-def test_a_local_study_listens_on_the_loopback_address_only(gcs: str) -> None:
-    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is there, too
-    assert gcs.startswith("127.0.0.1:")
+def test_a_local_study_listens_on_the_loopback_address_only(cluster: Cluster) -> None:
+    assert cluster.gcs.startswith("127.0.0.1:")
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    assert listening(os.getpid()) and listening(os.getpid()) <= loopback
+    assert listening(cluster.pid) and listening(cluster.pid) <= loopback
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
         outward.connect(("192.0.2.1", 9))  # sends nothing; tells the address that the network sees
         own = outward.getsockname()[0]
     if own != "127.0.0.1":
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((own, int(gcs.rpartition(":")[2])), timeout=10)
+            socket.create_connection((own, int(cluster.gcs.rpartition(":")[2])), timeout=10)
 
 
-def test_what_ray_keeps_on_the_disk_is_closed_to_other_users(gcs: str) -> None:
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    assert (session / "sockets").is_dir()
-    assert session.parents[1].stat().st_mode & 0o777 == 0o700
+def test_what_ray_keeps_on_the_disk_is_closed_to_other_users(cluster: Cluster) -> None:
+    assert (cluster.session / "sockets").is_dir()
+    assert cluster.session.parents[1].stat().st_mode & 0o777 == 0o700
 
 
-def test_another_user_of_the_machine_is_refused(gcs: str, tmp_path: Path) -> None:
+def test_another_user_of_the_machine_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     def ask(*words: str, **others: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", ASKS, gcs, *words]
+        command = [sys.executable, "-c", ASKS, cluster.gcs, *words]
         return subprocess.run(
             command, env=os.environ | others, cwd="/", capture_output=True, text=True, timeout=100, check=False
         )
@@ -98,6 +124,8 @@ def test_a_head_that_is_reached_half_is_told_in_one_line(
     alone = reached == "from this machine alone"
     if alone and own == "127.0.0.1":
         pytest.skip("this machine has no other address")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # here one may be
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray_cluster, "SECONDS", 2.0)
     if not alone:
         monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda host: host)
