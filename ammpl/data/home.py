@@ -28,7 +28,10 @@ def is_path(name: str) -> bool:
 
 def is_passed_over(name: str, home: DataHome) -> bool:
     """Return whether a folder of a registered name is in the working directory, and is not the data set itself."""
-    return Path(name).name == name and Path(name).is_dir() and Path(name).resolve() != (home.root / name).resolve()
+    try:
+        return Path(name).name == name and Path(name).is_dir() and Path(name).resolve() != (home.root / name).resolve()
+    except OSError:  # as above
+        return False
 
 
 def replaced(path: str | Path) -> Path:
